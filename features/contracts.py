@@ -192,7 +192,9 @@ TABLES: dict[str, Table] = {
                 _number("void_fill_ratio", "share of the empty space that was filled", "share", high=1),
                 _code("label_grade", "print quality of the label, A (best) to F", LABEL_GRADES),
                 _flag("documents_complete", "all documents are attached"),
-                _number("address_quality", "how complete and checked the address is: 0 unusable, 1 verified", "", high=1),
+                _number(
+                    "address_quality", "how complete and checked the address is: 0 unusable, 1 verified", "", high=1
+                ),
                 _number("distance_km", "distance from the node to the destination", "km", high=25_000),
             ),
             key=("parcel_id",),

@@ -79,6 +79,7 @@ class Reading:
         problems: everything that is wrong.
         text: the id and code columns of `tables`, by (table, column), as positions in their distinct values.
         ignored: by table, columns of its file that have no meaning.
+        unusable: rows (positions) of values that could not be converted and are missing now, by (table, column).
         strangers: table files in the folder that are no table of Doorstep.
         where: the folder, for messages.
     """
@@ -88,6 +89,7 @@ class Reading:
     problems: list[Problem] = field(default_factory=list)
     text: dict[tuple[str, str], TextColumn] = field(default_factory=dict)
     ignored: dict[str, list[str]] = field(default_factory=dict)
+    unusable: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     strangers: list[str] = field(default_factory=list)
     where: str = ""
 
@@ -244,7 +246,9 @@ def read_frames(frames: Mapping[str, pd.DataFrame], settings: Settings) -> Readi
             continue
         frame = frames[name]
 
-        def load(wanted: list[str], frame: pd.DataFrame = frame, name: str = name) -> dict[str, pa.ChunkedArray]:
+        def load(
+            wanted: list[str], text: list[str], frame: pd.DataFrame = frame, name: str = name
+        ) -> dict[str, pa.ChunkedArray]:
             columns = {}
             for c in wanted:
                 try:
@@ -274,7 +278,8 @@ class _NoTableError(Exception):
         super().__init__(what)
 
 
-_Load = Callable[[list[str]], "dict[str, pa.ChunkedArray]"]
+_Load = Callable[[list[str], list[str]], "dict[str, pa.ChunkedArray]"]
+"""Takes the names of the columns wanted, and which of them are ids or codes; gives the columns."""
 
 
 def _read_toml(folder: Path, reading: Reading) -> ZoneInfo | None:
@@ -301,16 +306,16 @@ def _open_parquet(file: Path, problems: list[Problem]) -> tuple[list[str], _Load
     import pyarrow.parquet as pq
 
     try:
-        opened = pq.ParquetFile(file)
-        names = [str(n) for n in opened.schema_arrow.names]
+        names = [str(n) for n in pq.read_schema(file).names]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _NoTableError(
             _first_line(error), "export it again as Parquet, or as CSV under the ending .csv"
         ) from error
 
-    def load(wanted: list[str]) -> dict[str, pa.ChunkedArray]:
+    def load(wanted: list[str], text: list[str]) -> dict[str, pa.ChunkedArray]:
         try:
-            table = opened.read(columns=wanted)
+            with pq.ParquetFile(file, read_dictionary=text) as opened:
+                table = opened.read(columns=wanted)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise _NoTableError(_first_line(error), "the file is damaged: export it again") from error
         return {c: table.column(table.column_names.index(c)) for c in wanted}
@@ -339,7 +344,7 @@ def _open_csv(file: Path, problems: list[Problem]) -> tuple[list[str], _Load]:
     # Arrow wants distinct names; a second column of a name can be told by its suffix, which no heading has.
     distinct = [n if names.index(n) == i else f"{n}\0{i}" for i, n in enumerate(names)]
 
-    def load(wanted: list[str]) -> dict[str, pa.ChunkedArray]:
+    def load(wanted: list[str], text: list[str]) -> dict[str, pa.ChunkedArray]:
         bad: list[tuple[int | None, int, str]] = []
 
         def skip(row: Any) -> str:
@@ -353,7 +358,9 @@ def _open_csv(file: Path, problems: list[Problem]) -> tuple[list[str], _Load]:
                 parse_options=pc.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
                 convert_options=pc.ConvertOptions(
                     include_columns=wanted,
-                    column_types=dict.fromkeys(wanted, pa.string()),
+                    column_types={
+                        c: pa.dictionary(pa.int32(), pa.string()) if c in text else pa.string() for c in wanted
+                    },
                     null_values=[""],
                     strings_can_be_null=True,
                 ),
@@ -407,10 +414,10 @@ def _convert_table(table: Table, names: list[str], load: _Load, zone: ZoneInfo |
     reading.ignored[table.name] = [n for n in dict.fromkeys(names) if n not in kinds]
     # A name that is there twice is a problem already; which of the two is meant is not for us to say.
     wanted = [c for c in kinds if names.count(c) == 1]
-    raw = load(wanted)
+    raw = load(wanted, [c for c in wanted if kinds[c] in ("id", "code")])
     columns: dict[str, pd.Series] = {}
     for name in [c for c in kinds if c in raw]:
-        converter = _Converter(table, name, kinds[name], zone, problems)
+        converter = _Converter(table, name, kinds[name], zone, reading)
         column = raw.pop(name)
         if kinds[name] in ("id", "code"):
             text = converter.text(column, settings.codes.get(name, {}) if kinds[name] == "code" else {})
@@ -427,12 +434,12 @@ def _convert_table(table: Table, names: list[str], load: _Load, zone: ZoneInfo |
 class _Converter:
     """Turns one raw column into its fixed type and notes what cannot be turned."""
 
-    def __init__(self, table: Table, column: str, kind: str, zone: ZoneInfo | None, problems: list[Problem]) -> None:
+    def __init__(self, table: Table, column: str, kind: str, zone: ZoneInfo | None, reading: Reading) -> None:
         self.table = table
         self.column = column
         self.kind = kind
         self.zone = zone
-        self.problems = problems
+        self.reading = reading
 
     def text(self, raw: pa.ChunkedArray, mapping: Mapping[str, str]) -> TextColumn | None:
         """Ids and codes: trimmed, empty is missing, codes mapped."""
@@ -522,6 +529,7 @@ class _Converter:
             bad |= np.isnan(numbers) & _valid(given)
         if bad.any():
             numbers[bad] = np.nan
+            self._unusable(bad)
             allowed = "numbers with a decimal point and no thousands separator or unit, e.g. 1234.5; empty if missing"
             self._values_problem("no number", bad, given, allowed, "export it as a plain number")
         return pd.Series(numbers)
@@ -552,6 +560,7 @@ class _Converter:
         bad = present & ~np.isin(flags, (0.0, 1.0))
         if bad.any():
             flags[bad] = np.nan
+            self._unusable(bad)
             allowed = "true or false, yes or no, 1 or 0; empty if missing"
             self._values_problem("neither true nor false", bad, given, allowed, "write one of these words")
         return pd.Series(flags)
@@ -583,6 +592,7 @@ class _Converter:
             return None
         bad = (moments == _NAT) & _valid(given)
         if bad.any():
+            self._unusable(bad)
             allowed = "times like 2025-03-01T14:30:00+07:00 (ISO 8601: year-month-day); empty if missing"
             self._values_problem(
                 "no time", bad, given, allowed, "export it in this form; in a spreadsheet, format the cells so"
@@ -603,12 +613,17 @@ class _Converter:
         return pd.Series(pd.DatetimeIndex(moments.view("datetime64[us]")).tz_localize("UTC"))
 
     def _problem(self, what: str, count: int, allowed: str) -> None:
-        self.problems.append(Problem(self.table.name, self.column, what, count, allowed=allowed))
+        self.reading.problems.append(Problem(self.table.name, self.column, what, count, allowed=allowed))
+
+    def _unusable(self, bad: np.ndarray) -> None:
+        self.reading.unusable[self.table.name, self.column] = np.flatnonzero(bad)
 
     def _values_problem(self, what: str, bad: np.ndarray, given: pa.Array, allowed: str, todo: str) -> None:
         rows = np.flatnonzero(bad)[:EXAMPLES]
         examples = tuple({"row": int(r) + 1, "value": str(given[int(r)].as_py())} for r in rows)
-        self.problems.append(Problem(self.table.name, self.column, what, int(bad.sum()), examples, allowed, todo))
+        self.reading.problems.append(
+            Problem(self.table.name, self.column, what, int(bad.sum()), examples, allowed, todo)
+        )
 
 
 def _mixed_times(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -81,7 +81,7 @@ class Problem:
 
 
 class DatasetError(ValueError):
-    """A dataset cannot be read. Lists everything that is wrong, not the first thing only.
+    """A dataset cannot be used. Lists everything that is wrong, not the first thing only.
 
     Attributes:
         problems: all of them, in the order of the tables.
@@ -91,7 +91,7 @@ class DatasetError(ValueError):
         self.problems: list[Problem] = list(problems)
         self.where = str(where)
         n = len(self.problems)
-        head = f"{self.where or 'the dataset'} cannot be read: {n} problem{'s' if n != 1 else ''}"
+        head = f"{self.where or 'the dataset'} cannot be used: {n} problem{'s' if n != 1 else ''}"
         super().__init__("\n".join([head, *(f"  {p}" for p in self.problems)]))
 
     def __reduce__(self) -> tuple[Any, ...]:

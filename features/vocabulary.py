@@ -28,6 +28,7 @@ EVENT_KINDS: dict[str, str] = {
 LABEL_GRADES: tuple[str, ...] = ("A", "B", "C", "D", "F")
 """Barcode print quality after ISO/IEC 15416 letter grades: A scans first time, F does not scan."""
 
+
 @dataclass(frozen=True)
 class Target:
     """One thing Doorstep predicts.

@@ -1,0 +1,351 @@
+"""What was known about a lane, a node, a product or a customer at a moment: additive counts per entity and day.
+
+The only place where the time of a fact is compared with the time of a decision. History is a table of sums
+`(entity, key, day of knowledge, counts)`: tables of two partitions are merged by adding, a new outcome is one more row,
+and the same table answers a build over years and one request. A count for a decision on day d uses days before d only,
+so everything it holds was known strictly before the decision.
+
+Rates are counted from mature cohorts only (`features.outcomes`): numerator and denominator come from the same units.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from features.arrays import Array, combine
+
+if TYPE_CHECKING:
+    from features.outcomes import Outcome
+    from features.rows import Level, Rows
+
+_SHIFT = 22  # bits for the day or hour number of knowledge: hours until the year 2448
+PARCEL_OUTCOMES = ("late", "failed_attempt", "damaged", "undelivered", "handover")
+
+
+@dataclass(frozen=True)
+class Entity:
+    """What counts are kept by.
+
+    Attributes:
+        name: name of the entity.
+        level: `parcel` or `line`, where its key columns live.
+        columns: (table, column) pairs whose combination is the key; none for the whole shop.
+        parent: entity to fall back to where little is known; every chain ends at `all`.
+        counts: outcomes (a pair of counts each: units and positives) and activities (one count) that are kept.
+        hourly: counts are kept by hour instead of by day.
+    """
+
+    name: str
+    level: str
+    columns: tuple[tuple[str, str], ...]
+    parent: str | None
+    counts: tuple[str, ...]
+    hourly: bool = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the kept sums: `n:late`, `y:late` for an outcome, `n:packed` for an activity."""
+        out: list[str] = []
+        for c in self.counts:
+            out += [f"n:{c}"] if c in ACTIVITIES else [f"n:{c}", f"y:{c}"]
+        return tuple(out)
+
+
+ACTIVITIES = ("ordered", "packed")
+"""Counts of facts that are no outcomes: orders placed, parcels packed."""
+
+_TO = (("orders", "destination_country"), ("orders", "destination_region"))
+_CARRIER, _SERVICE, _NODE = ("parcels", "carrier"), ("parcels", "service"), ("parcels", "node")
+_SKU, _CATEGORY = ("order_lines", "sku"), ("listings", "category")
+_ALL = (*PARCEL_OUTCOMES, "returned")
+_DOOR = ("late", "failed_attempt", "damaged", "undelivered")
+
+ENTITIES: dict[str, Entity] = {
+    e.name: e
+    for e in (
+        Entity("all", "parcel", (), None, _ALL),
+        Entity("carrier", "parcel", (_CARRIER,), "all", _DOOR),
+        Entity("carrier_service", "parcel", (_CARRIER, _SERVICE), "carrier", _DOOR),
+        Entity("lane", "parcel", (_CARRIER, _SERVICE, *_TO), "carrier_service", _DOOR),
+        Entity("region", "parcel", _TO, "all", ("failed_attempt", "undelivered", "returned")),
+        Entity("city", "parcel", (*_TO, ("orders", "destination_city")), "region", ("failed_attempt", "undelivered")),
+        Entity(
+            "postal",
+            "parcel",
+            (("orders", "destination_country"), ("orders", "destination_postal")),
+            "region",
+            ("failed_attempt", "undelivered"),
+        ),
+        Entity(
+            "payment", "parcel", (("orders", "payment_method"),), "all", ("failed_attempt", "undelivered", "returned")
+        ),
+        Entity(
+            "payment_region",
+            "parcel",
+            (("orders", "payment_method"), *_TO),
+            "payment",
+            ("failed_attempt", "undelivered"),
+        ),
+        Entity("channel", "parcel", (("orders", "channel"),), "all", ("returned", "undelivered")),
+        Entity("node", "parcel", (_NODE,), "all", ("handover", "late", "damaged")),
+        Entity("node_carrier", "parcel", (_NODE, _CARRIER), "node", ("handover",)),
+        Entity("package", "parcel", (("parcels", "package_type"),), "all", ("damaged",)),
+        Entity(
+            "customer",
+            "parcel",
+            (("orders", "customer_id"),),
+            "all",
+            ("failed_attempt", "undelivered", "returned", "ordered"),
+        ),
+        Entity("category", "line", (_CATEGORY,), "all", ("damaged", "returned", "undelivered")),
+        Entity("category_package", "line", (_CATEGORY, ("parcels", "package_type")), "category", ("damaged",)),
+        Entity("brand", "line", (("listings", "brand"),), "all", ("returned",)),
+        Entity("sku", "line", (_SKU,), "category", ("damaged", "returned", "undelivered")),
+        Entity("variant", "line", (_SKU, ("order_lines", "variant")), "sku", ("returned",)),
+        Entity("shop_hours", "parcel", (), None, ("ordered", "packed"), hourly=True),
+        Entity("node_hours", "parcel", (_NODE,), None, ("packed",), hourly=True),
+    )
+}
+
+
+def key(entity: Entity, level: Level) -> Array:
+    """Stable key of the entity for each row of a level, (n,) uint64; 0 where a part of it is missing."""
+    if not entity.columns:
+        return np.ones(level.n, dtype=np.uint64)
+    return combine(*(level.hash(*column) for column in entity.columns))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The table of one entity: rows sorted by key and bucket of knowledge.
+
+    Attributes:
+        keys: (k,) uint64, sorted.
+        order: (r,) int64, `place of the key << 22 | bucket`, ascending.
+        sums: (r + 1, f) int64 running sums over all rows before, fields as in `Entity.fields`.
+    """
+
+    keys: Array
+    order: Array
+    sums: Array
+
+    @staticmethod
+    def of(key: Array, bucket: Array, changes: Array) -> Counts:
+        """Add up changes (c, f) by key (c,) uint64 and bucket (c,); key 0 (unknown) is left out."""
+        keep = key != 0
+        key, bucket, changes = key[keep], bucket[keep], changes[keep]
+        keys, place = np.unique(key, return_inverse=True)
+        return Counts._add((place.astype(np.int64) << _SHIFT) | bucket.astype(np.int64), keys, changes)
+
+    @staticmethod
+    def _add(at: Array, keys: Array, changes: Array) -> Counts:
+        by = np.argsort(at, kind="stable")
+        at = at[by]
+        starts = np.flatnonzero(np.r_[True, at[1:] != at[:-1]]) if len(at) else np.empty(0, dtype=np.int64)
+        sums = np.zeros((len(starts) + 1, changes.shape[1]), dtype=np.int64)
+        if len(starts):
+            sums[1:] = np.cumsum(np.add.reduceat(changes[by], starts, axis=0, dtype=np.int64), axis=0)
+        return Counts(keys, at[starts], sums)
+
+    def table(self) -> tuple[Array, Array, Array]:
+        """The rows as (r,) key, (r,) bucket, (r, f) counts: what is added when tables are merged."""
+        return self.keys[self.order >> _SHIFT], self.order & ((1 << _SHIFT) - 1), np.diff(self.sums, axis=0)
+
+
+class Lookup:
+    """An entity's counts as known at each row's decision.
+
+    Args:
+        entity: the entity.
+        counts: its table.
+        keys: (n,) uint64 key of each row.
+        bucket: (n,) int64, first bucket that is too late to be known to the row.
+        parent: lookup of the parent entity for the same rows.
+    """
+
+    def __init__(self, entity: Entity, counts: Counts, keys: Array, bucket: Array, parent: Lookup | None) -> None:
+        self.entity, self.counts, self.parent = entity, counts, parent
+        self.keys, self.bucket = keys, bucket
+        self._field = {name: i for i, name in enumerate(entity.fields)}
+        self._rates: dict[tuple[str, int | None], Array] = {}
+        if len(counts.keys):
+            place = np.minimum(np.searchsorted(counts.keys, keys), len(counts.keys) - 1)
+            self._known = (counts.keys[place] == keys) & (keys != 0)
+            self._base = place.astype(np.int64) << _SHIFT
+        else:
+            self._known, self._base = np.zeros(len(keys), dtype=bool), np.zeros(len(keys), dtype=np.int64)
+        self._at: dict[int | None, Array] = {}
+
+    def _place(self, back: int | None) -> Array:
+        """Row of the running sums at `back` buckets before the decision (None: at the beginning)."""
+        at = self._at.get(back)
+        if at is None:
+            at = self._at[back] = self._search(0 if back is None else np.clip(self.bucket - back, 0, None))
+        return at
+
+    def _search(self, bucket: Array | int) -> Array:
+        return np.where(self._known, np.searchsorted(self.counts.order, self._base | bucket), 0)
+
+    def count(self, field: str, window: int | None = None, before: Array | None = None) -> Array:
+        """A sum over the last `window` buckets before the decision, all of them if no window; (n,) float64.
+
+        Args:
+            field: a name of `Entity.fields`.
+            window: days (hours for an hourly entity).
+            before: (n,) datetime64[us]; where this is earlier than the decision, the count ends here.
+        """
+        column = self.counts.sums[:, self._field[field]]
+        end = self._place(0) if before is None else self._search(np.minimum(self.bucket, _bucket(before, self.entity)))
+        return (column[end] - column[self._place(window)]).astype(np.float64)
+
+    def rate(self, outcome: str, window: int | None = None, strength: float = 50.0) -> Array:
+        """Share of positives among mature units, drawn towards the parent's where few are known; (n,) float64.
+
+        Additive smoothing, `(y + strength * parent) / (n + strength)`: an entity never seen answers with its parent's
+        rate. The parent is read over all time, so that only the entity's own count is recent. NaN where nothing is
+        known at all.
+        """
+        known = self._rates.get((outcome, window))
+        if known is None:
+            n, y = self.count(f"n:{outcome}", window), self.count(f"y:{outcome}", window)
+            if self.parent is None:
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    known = np.where(n > 0, y / n, np.nan)
+            elif f"n:{outcome}" in self.parent._field:
+                known = (y + strength * self.parent.rate(outcome, None, strength)) / (n + strength)
+            else:
+                raise KeyError(
+                    f"{self.entity.parent} keeps no counts of {outcome}, so {self.entity.name} cannot fall back to it"
+                )
+            self._rates[outcome, window] = known
+        return known
+
+
+class History:
+    """Counts of all entities, known before `as_of`.
+
+    Attributes:
+        as_of: datetime64[us], UTC.
+        counts: table per entity.
+        entities: what is counted; the standard ones and one per coded extra column of the dataset.
+    """
+
+    def __init__(self, as_of: np.datetime64, counts: Mapping[str, Counts], entities: Mapping[str, Entity]) -> None:
+        self.as_of = as_of
+        self.counts = dict(counts)
+        self.entities = dict(entities)
+
+    @staticmethod
+    def build(
+        rows: Rows, outcomes: Mapping[str, Outcome], as_of: np.datetime64, entities: Mapping[str, Entity]
+    ) -> History:
+        """Count what was known before `as_of`.
+
+        Args:
+            rows: units of the dataset.
+            outcomes: what happened to them, see `features.outcomes`.
+            as_of: facts known at this time or later are not counted.
+            entities: what to count by.
+        """
+        steps = {name: o.steps(as_of) for name, o in outcomes.items()}
+        lines_of = np.argsort(rows.line_parcel, kind="stable")
+        per_parcel = np.bincount(rows.line_parcel[rows.line_parcel >= 0], minlength=rows.parcels.n)
+        first_line = np.concatenate([[0], np.cumsum(per_parcel)])[:-1] + np.count_nonzero(rows.line_parcel < 0)
+        counts: dict[str, Counts] = {}
+        for entity in entities.values():
+            level = rows.lines if entity.level == "line" else rows.parcels
+            keys = key(entity, level)
+            parts: list[tuple[Array, Array, Array]] = []
+            for i, name in enumerate(entity.counts):
+                field = entity.fields.index(f"n:{name}")
+                if name in ACTIVITIES:
+                    at = (
+                        rows.parcels["orders", "ordered_at"]
+                        if name == "ordered"
+                        else rows.parcels["parcels", "packed_at"]
+                    )
+                    unit = np.flatnonzero(at < as_of)
+                    if name == "ordered":  # once per order, however many parcels it has
+                        unit = unit[rows.first_of_order[unit]]
+                    changes = np.zeros((len(unit), len(entity.fields)), dtype=np.int32)
+                    changes[:, field] = 1
+                    parts.append((keys[unit], _bucket(at[unit], entity), changes))
+                    continue
+                unit, at, dn, dy = steps[name]
+                if outcomes[name].unit == "line" and entity.level == "parcel":
+                    unit = rows.line_parcel[unit]
+                elif outcomes[name].unit == "parcel" and entity.level == "line":  # a parcel's fate counts for each line
+                    times = per_parcel[unit]
+                    within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+                    which = np.repeat(np.arange(len(unit)), times)
+                    unit = lines_of[first_line[unit[which]] + within]
+                    at, dn, dy = at[which], dn[which], dy[which]
+                changes = np.zeros((len(unit), len(entity.fields)), dtype=np.int32)
+                changes[:, field], changes[:, field + 1] = dn, dy
+                parts.append((keys[unit], _bucket(at, entity), changes))
+            counts[entity.name] = Counts.of(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+        return History(as_of, counts, entities)
+
+    def lookup(self, entity: str, level: Level) -> Lookup:
+        """Counts of an entity as known at the decisions of a level's rows.
+
+        A decision later than the history's `as_of` sees the history as of then: windows end where knowledge ends.
+        """
+        e = self.entities[entity]
+        parent = level.lookup(e.parent) if e.parent else None
+        last = _bucket(self.as_of - np.timedelta64(1, "us"), e) + 1
+        bucket = np.minimum(_bucket(level.decided_at, e), last)
+        bucket = np.where(np.isnat(level.decided_at), 0, bucket)
+        return Lookup(e, self.counts[entity], key(e, level), bucket, parent)
+
+    def save(self, to: Path) -> None:
+        """Write the tables as plain .npy files into the folder."""
+        to.mkdir(parents=True, exist_ok=True)
+        for name, c in self.counts.items():
+            safe = name.replace("/", "_")
+            for part in ("keys", "order", "sums"):
+                np.save(to / f"{safe}.{part}.npy", getattr(c, part), allow_pickle=False)
+        meta = {"as_of": str(self.as_of), "entities": {n: list(e.fields) for n, e in self.entities.items()}}
+        (to / "history.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
+
+    @staticmethod
+    def load(folder: Path, entities: Mapping[str, Entity]) -> History:
+        """Read what `save` wrote; tables stay on disk and are mapped into memory.
+
+        Raises:
+            ValueError: the folder was written for other entities or counts than this version keeps.
+        """
+        meta = json.loads((folder / "history.json").read_text())
+        ours = {n: list(e.fields) for n, e in entities.items()}
+        if meta["entities"] != ours:
+            changed = sorted(n for n in ours.keys() | meta["entities"].keys() if ours.get(n) != meta["entities"].get(n))
+            raise ValueError(
+                f"{folder}: the snapshot keeps other counts than this version ({', '.join(changed)}): "
+                "make a new one with `doorstep snapshot`"
+            )
+        counts = {}
+        for name in entities:
+            safe = name.replace("/", "_")
+            parts = [
+                np.load(folder / f"{safe}.{p}.npy", mmap_mode="r", allow_pickle=False)
+                for p in ("keys", "order", "sums")
+            ]
+            counts[name] = Counts(*parts)
+        return History(np.datetime64(meta["as_of"], "us"), counts, entities)
+
+
+def _bucket(times: Array | np.datetime64, entity: Entity) -> Array:
+    """Number of the day (or hour) a time falls in, UTC."""
+    return np.asarray(times).astype("datetime64[h]" if entity.hourly else "datetime64[D]").astype(np.int64)
+
+
+def merge(tables: Sequence[Counts]) -> Counts:
+    """One table from those of several partitions: the counts are added."""
+    parts = [t.table() for t in tables]
+    return Counts.of(*(np.concatenate(p) for p in zip(*parts, strict=True)))

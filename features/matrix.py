@@ -1,0 +1,296 @@
+"""The matrix: exact columns and dtypes for a set of features, with a fingerprint of what the features compute."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from features.arrays import Array
+from features.dataset import Dataset
+from features.definitions import FEATURES
+from features.feature import Feature, Theme, number, yes_no
+from features.rows import Level, Rows
+from features.settings import Extra, Settings
+from features.snapshot import Facts, extra_entity
+from features.vocabulary import TARGETS
+
+RELATED: dict[str, tuple[str, ...]] = {
+    "late": ("late", "handover"),
+    "failed_attempt": ("failed_attempt", "undelivered"),
+    "damaged": ("damaged",),
+    "undelivered": ("undelivered", "failed_attempt"),
+    "returned": ("returned", "late", "damaged"),
+}
+"""Per target, the outcomes whose past may tell about it. Other shares would only add noise and reading."""
+
+
+def catalogue(settings: Settings) -> dict[str, Feature]:
+    """All features of a shop: the registered ones, and those of the extra columns in its `dataset.toml`."""
+    out = dict(FEATURES)
+    for extra in settings.extra:
+        for feature in _of_extra(extra):
+            out[feature.name] = feature
+    return out
+
+
+def _of_extra(extra: Extra) -> Iterable[Feature]:
+    """An extra number or flag is a feature itself; an extra code enters as the history of its values."""
+    name, text = f"{extra.table}.{extra.column}", extra.column.replace("_", " ")
+    level = "line" if extra.table in ("order_lines", "listings") else "parcel"
+    aggregate = "max" if level == "line" else None
+    if extra.kind == "code":
+        theme = Theme(extra.owner)
+        for outcome in ("damaged", "returned") if level == "line" else TARGETS:
+            theme.rate(
+                outcome,
+                extra_entity(extra),
+                f"{outcome} share of this {text}",
+                level=level,
+                aggregate=aggregate,
+                strength=20,
+            )
+        return theme.features
+
+    def compute(rows: Level) -> Array:
+        return rows[extra.table, extra.column]
+
+    help = f"The shop's own column {name}, as declared in dataset.toml."
+    show = yes_no if extra.kind == "flag" else number
+    return [Feature(name, level, extra.owner, text, help, compute, show=show, aggregate=aggregate)]
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The columns of a matrix, in order, for one unit.
+
+    Attributes:
+        unit: `parcel` or `line`.
+        features: the features; for parcels, those of lines are summarised as they declare.
+    """
+
+    unit: str
+    features: tuple[Feature, ...]
+
+    @staticmethod
+    def for_target(target: str, settings: Settings) -> FeatureSet:
+        """Every feature that may tell about a target."""
+        unit, about = TARGETS[target].unit, ("", *RELATED[target])
+        chosen = [f for f in catalogue(settings).values() if f.about in about]
+        return FeatureSet(unit, tuple(f for f in chosen if unit == "line" or f.level == "parcel" or f.aggregate))
+
+    @staticmethod
+    def named(unit: str, names: Iterable[str], settings: Settings) -> FeatureSet:
+        """The features of these names.
+
+        Raises:
+            ValueError: a name is not registered in this version.
+        """
+        known, names = catalogue(settings), list(names)
+        missing = [n for n in names if n not in known]
+        if missing:
+            raise ValueError(f"unknown features {', '.join(missing[:5])}: they are not registered in this version")
+        return FeatureSet(unit, tuple(known[n] for n in names))
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return [f.name for f in self.features]
+
+
+def values(rows: Rows, features: FeatureSet) -> Array:
+    """The matrix as (n, f) float32, NaN where a value cannot be known. Rows as in `rows.parcels` or `rows.lines`."""
+    n = rows.parcels.n if features.unit == "parcel" else rows.lines.n
+    out = np.empty((n, len(features.features)), dtype=np.float32)
+    for i, feature in enumerate(features.features):
+        out[:, i] = column(rows, feature, features.unit)
+    return out
+
+
+def column(rows: Rows, feature: Feature, unit: str) -> Array:
+    """One feature for every row of a unit, (n,) float32; computed once per `rows`."""
+    level = rows.lines if feature.level == "line" else rows.parcels
+    known = level.memo.get(feature.name)
+    if known is None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            known = np.asarray(feature.compute(level), dtype=np.float32)
+        known = level.memo[feature.name] = np.where(np.isfinite(known), known, np.float32(np.nan))
+    if unit == feature.level:
+        return known
+    if unit == "line":  # a parcel's value holds for each of its lines
+        at = rows.line_parcel
+        return np.where(at >= 0, known[at], np.float32(np.nan)) if rows.parcels.n else np.full(len(at), np.nan)
+    if feature.aggregate is None:
+        raise ValueError(f"feature {feature.name} is of order lines only and cannot describe a parcel")
+    memo = f"{feature.name}:parcel"
+    if memo not in rows.parcels.memo:
+        rows.parcels.memo[memo] = rows.per_parcel(known.astype(np.float64), feature.aggregate).astype(np.float32)
+    return rows.parcels.memo[memo]
+
+
+def build(rows: Rows, features: FeatureSet) -> pd.DataFrame:
+    """The matrix as a frame of float32 columns, indexed by parcel_id or line_id."""
+    index = rows.parcel_id if features.unit == "parcel" else rows.line_id
+    return pd.DataFrame(
+        values(rows, features), columns=features.names, index=pd.Index(index, name=f"{features.unit}_id", dtype=object)
+    )
+
+
+def inputs(features: FeatureSet, settings: Settings) -> list[str]:
+    """Raw columns (`table.column`) that the features read, found by computing them once on the probe."""
+    facts = _probe(settings)
+    trace: list[dict[str, object]] = []
+    values(Rows(facts.tables, facts.snapshot, trace), features)
+    return sorted({str(t["column"]) for t in trace})
+
+
+def fingerprint(features: FeatureSet, settings: Settings) -> str:
+    """What the features compute, as a digest: names, owners, and their values on a small made-up dataset.
+
+    Two versions of the code with the same fingerprint give a model the same columns. It is taken from behaviour, so a
+    change of a comment is no new fingerprint and a change of a window is one.
+    """
+    facts = _probe(settings)
+    numbers = [[f"{v:.4g}" for v in row] for row in values(Rows(facts.tables, facts.snapshot), features).tolist()]
+    words = [[f.name, f.level, f.team, f.aggregate, f.lever] for f in features.features]
+    return hashlib.sha256(json.dumps([features.unit, words, numbers]).encode()).hexdigest()
+
+
+def _probe(settings: Settings) -> Facts:
+    """A made-up dataset of a few parcels over some weeks, with every column filled and every outcome seen."""
+    n = 48
+    i = np.arange(n)
+    start = pd.Timestamp("2024-01-01 08:00", tz="UTC")
+    ordered = pd.Series(start + pd.to_timedelta(i * 13, unit="h")).astype("datetime64[us, UTC]")
+    hours = lambda k: pd.to_timedelta(k, unit="h")  # noqa: E731
+    text = lambda prefix, k: pd.Series([f"{prefix}{j}" for j in k], dtype=object)  # noqa: E731
+    packed = ordered + hours(3 + i % 7)
+    orders = pd.DataFrame(
+        {
+            "order_id": text("o", i),
+            "ordered_at": ordered,
+            "customer_id": text("c", i % 5),
+            "channel": text("h", i % 2),
+            "payment_method": pd.Series(np.where(i % 3 == 0, "cod", "card"), dtype=object),
+            "is_business": (i % 4 == 0).astype(float),
+            "destination_country": text("x", i * 0),
+            "destination_region": text("r", i % 3),
+            "destination_city": text("t", i % 4),
+            "destination_postal": text("p", i % 6),
+            "promised_from": ordered + hours(48),
+            "promised_to": ordered + hours(72 + i % 5),
+            "order_value": 10.0 + i,
+        }
+    )
+    parcels = pd.DataFrame(
+        {
+            "parcel_id": text("q", i),
+            "order_id": text("o", i),
+            "node": text("n", i % 2),
+            "packed_at": packed,
+            "pickup_cutoff_at": packed + hours(i % 5 - 1),
+            "carrier": text("k", i % 2),
+            "service": text("s", i % 2),
+            "package_type": text("b", i % 3),
+            "protection_level": (i % 5).astype(float),
+            "package_length_mm": 300.0 + i,
+            "package_width_mm": 200.0 + i,
+            "package_height_mm": 100.0 + i,
+            "weight_g": 900.0 + 10 * i,
+            "void_fill_ratio": (i % 10) / 10,
+            "label_grade": pd.Series(list("ABCDF" * 10)[:n], dtype=object),
+            "documents_complete": (i % 6 > 0).astype(float),
+            "address_quality": (i % 7) / 7,
+            "distance_km": 50.0 * i,
+        }
+    )
+    j = np.arange(2 * n)
+    lines = pd.DataFrame(
+        {
+            "line_id": text("l", j),
+            "order_id": text("o", j // 2),
+            "parcel_id": text("q", j // 2),
+            "sku": text("u", (j - j % 2 * (j % 6 == 1)) % 7),
+            "quantity": 1.0 + j % 3,
+            "unit_price": 5.0 + j,
+            "discount": (j % 4).astype(float),
+            "variant": text("v", j % 2),
+        }
+    )
+    u = np.arange(7)
+    listings = pd.DataFrame(
+        {
+            "sku": text("u", u),
+            "known_at": pd.Series([start] * 7).astype("datetime64[us, UTC]"),
+            "category": text("g", u % 2),
+            "brand": text("d", u % 3),
+            **{
+                c: 1.0 + u
+                for c in (
+                    "description_length",
+                    "photo_count",
+                    "review_count",
+                    "weight_g",
+                    "length_mm",
+                    "width_mm",
+                    "height_mm",
+                )
+            },
+            "has_size_guide": (u % 2).astype(float),
+            "rating": u % 5 + 0.5,
+            "fragility": (u % 5).astype(float),
+        }
+    )
+    ends = pd.Series(np.where(i % 11 == 10, "lost", np.where(i % 11 == 9, "refused", "delivered")), dtype=object)
+    events = pd.DataFrame(
+        {
+            "parcel_id": pd.concat([text("q", i)] * 2 + [text("q", i[::4]), text("q", i[::5])], ignore_index=True),
+            "kind": pd.concat(
+                [
+                    text("handed_over", [""] * n),
+                    ends,
+                    text("attempt_failed", [""] * len(i[::4])),
+                    text("damaged", [""] * len(i[::5])),
+                ],
+                ignore_index=True,
+            ),
+            "happened_at": pd.concat(
+                [
+                    packed + hours(i % 3),
+                    packed + hours(60 + i % 9),
+                    (packed + hours(40))[::4],
+                    (packed + hours(70))[::5],
+                ],
+                ignore_index=True,
+            ),
+        }
+    )
+    returns = pd.DataFrame(
+        {"line_id": text("l", j[::5]), "requested_at": (packed + hours(120))[j[::5] // 2].reset_index(drop=True)}
+    )
+    tables = {
+        "orders": orders,
+        "order_lines": lines,
+        "listings": listings,
+        "parcels": parcels,
+        "events": events,
+        "returns": returns,
+    }
+    sizes = {name: len(frame) for name, frame in tables.items()}
+    for extra in settings.extra:
+        k = np.arange(sizes[extra.table])
+        own = (
+            text("e", k % 3)
+            if extra.kind == "code"
+            else pd.Series((k % 2 if extra.kind == "flag" else k).astype(float))
+        )
+        tables[extra.table][extra.column] = own
+        if extra.known_at is not None and extra.known_at not in tables[extra.table]:
+            tables[extra.table][extra.known_at] = pd.Series([start] * len(k)).astype("datetime64[us, UTC]")
+    short = Settings(timezone=settings.timezone, return_window_days=4, lost_after_days=3, extra=settings.extra)
+    return Facts.of(Dataset(short, tables))

@@ -1,0 +1,202 @@
+"""What happened, as it came to be known: per outcome and unit, when the label matures and every later change of mind.
+
+An outcome is counted at the time its whole cohort can be judged, not when it shows: a return is known on day 3, a kept
+order only when the return window has closed, and counting each as it comes would make every recent rate wrong. Facts that
+arrive after that (a late scan, a lost parcel found) are changes to the count at the time they became known, so a count
+at t never depends on what was learned at t or later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from features.arrays import DAY, Array, match
+
+if TYPE_CHECKING:
+    from features.dataset import Settings
+    from features.rows import Rows
+
+NAT = np.datetime64("NaT", "us")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One outcome of n units.
+
+    Attributes:
+        name: a target's name, or `handover` (missed its pickup), which is only used as history.
+        unit: `parcel` or `line`.
+        matures_at: (n,) datetime64[us], when the unit's cohort can be judged; NaT where it never can.
+        default: label of a mature unit of which no fact is known, 0 or 1.
+        fact_unit, fact_at, fact_value: (f,) facts sorted by unit and time of knowledge, and the label from then on.
+        withdrawn_at: (n,) datetime64[us], when the unit turned out not to be at risk; NaT for nearly all.
+    """
+
+    name: str
+    unit: str
+    matures_at: Array
+    default: int
+    fact_unit: Array
+    fact_at: Array
+    fact_value: Array
+    withdrawn_at: Array
+
+    def label(self, as_of: np.datetime64) -> tuple[Array, Array]:
+        """Labels as known just before `as_of`.
+
+        Returns:
+            (n,) int8 labels (the default where nothing is known) and (n,) bool, true where the label is mature.
+        """
+        label = np.full(len(self.matures_at), self.default, dtype=np.int8)
+        known = self.fact_at < as_of
+        label[self.fact_unit[known]] = self.fact_value[known]  # sorted by time: the last assignment stays
+        return label, (self.matures_at < as_of) & ~(self.withdrawn_at < as_of)
+
+    def steps(self, as_of: np.datetime64) -> tuple[Array, Array, Array, Array]:
+        """Every change of the counts before `as_of`: additive, in any order.
+
+        Returns:
+            (s,) unit, (s,) time of knowledge, (s,) change in the number of units, (s,) change in the positives.
+        """
+        n = len(self.matures_at)
+        enters = (self.matures_at < as_of) & ~(self.withdrawn_at <= self.matures_at)
+        unit, at, value = self.fact_unit, self.fact_at, self.fact_value
+        early = at <= self.matures_at[unit]
+        first = np.full(n, self.default, dtype=np.int64)
+        first[unit[early]] = value[early]
+        later = (at > self.matures_at[unit]) & (at < as_of) & ~(at >= self.withdrawn_at[unit])
+        late_unit, late_at, late_value = unit[later], at[later], value[later].astype(np.int64)
+        before = first[late_unit]
+        same = np.flatnonzero(late_unit[1:] == late_unit[:-1]) + 1  # a second change: against the first one
+        before[same] = late_value[same - 1]
+        entered = np.flatnonzero(enters)
+        final = first.copy()
+        final[late_unit] = late_value
+        left = np.flatnonzero(enters & (self.withdrawn_at < as_of))
+        return (
+            np.concatenate([entered, late_unit, left]),
+            np.concatenate([self.matures_at[entered], late_at, self.withdrawn_at[left]]),
+            np.concatenate([np.ones(len(entered)), np.zeros(len(late_unit)), -np.ones(len(left))]).astype(np.int64),
+            np.concatenate([first[entered], late_value - before, -final[left]]),
+        )
+
+
+def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Settings) -> dict[str, Outcome]:
+    """Outcomes of all units of a dataset.
+
+    Args:
+        tables: arrays per table, see `features.rows.columns`; only events and returns are read.
+        rows: the units, as joined from the same tables.
+        settings: windows of the dataset.
+
+    Returns:
+        late, failed_attempt, damaged, undelivered and handover per row of `rows.parcels`; returned per row of
+        `rows.lines`. Rows that stand for an order without parcel never mature.
+    """
+    events = tables.get("events", {})
+    n = rows.parcels.n
+    decided = np.where(np.equal(rows.parcel_id, None), NAT, rows.parcels.decided_at)
+    at = match(events.get("parcel_id", np.empty(0, dtype=object)), rows.parcel_id)
+    ok = at >= 0
+    unit = at[ok]
+    kind = events["kind"][ok] if len(unit) else np.empty(0, dtype=object)
+    happened = events["happened_at"][ok] if len(unit) else np.empty(0, dtype="datetime64[us]")
+    known = events["known_at"][ok] if len(unit) and "known_at" in events else np.full(len(unit), NAT)
+    known = np.where(np.isnat(known), happened, known)
+    order = np.lexsort((happened, known, unit))
+    unit, kind, happened, known = unit[order], kind[order], happened[order], known[order]
+
+    def of(*kinds: str) -> Array:
+        mask = np.zeros(len(kind), dtype=bool)
+        for k in kinds:
+            mask |= kind == k
+        return mask
+
+    def first(mask: Array, values: Array) -> Array:
+        """Value of the earliest known fact of each unit, NaT without one."""
+        out = np.full(n, NAT)
+        out[unit[mask][::-1]] = values[mask][::-1]
+        return out
+
+    withdrawn = first(of("handover_failed"), known)
+    delivered = of("delivered")
+    settled = decided + settings.lost_after_days * DAY
+    promised = rows.parcels["orders", "promised_to"]
+    never = np.full(n, NAT)
+
+    def facts(mask: Array, value: int | Array) -> tuple[Array, Array, Array]:
+        chosen = np.broadcast_to(np.asarray(value, dtype=np.int8), unit.shape)[mask]
+        return unit[mask], known[mask], chosen
+
+    # The kind of the latest happening known so far decides whether a parcel is undelivered.
+    final = of("delivered", "lost", "refused", "returned_to_sender")
+    f_unit, f_known, f_happened = unit[final], known[final], happened[final]
+    seen = _running_latest(f_unit, f_happened)
+    f_value = (kind[final] != "delivered").astype(np.int8)[seen]
+
+    handed, cutoff = first(of("handed_over"), happened), rows.parcels["parcels", "pickup_cutoff_at"]
+    handed_known = first(of("handed_over"), known)
+    judged = np.where(np.isnat(withdrawn), np.maximum(cutoff, handed_known), withdrawn)
+    missed = ~np.isnat(withdrawn) | (handed > cutoff)
+    at_risk = np.flatnonzero(~np.isnat(judged))
+    by = {
+        "late": Outcome(
+            "late",
+            "parcel",
+            np.maximum(promised, decided),
+            1,
+            *facts(delivered & (happened <= promised[unit]), 0),
+            withdrawn,
+        ),
+        "failed_attempt": Outcome("failed_attempt", "parcel", settled, 0, *facts(of("attempt_failed"), 1), withdrawn),
+        "damaged": Outcome("damaged", "parcel", settled, 0, *facts(of("damaged"), 1), withdrawn),
+        "undelivered": Outcome("undelivered", "parcel", settled, 1, f_unit, f_known, f_value, withdrawn),
+        "handover": Outcome(
+            "handover", "parcel", judged, 0, at_risk, judged[at_risk], missed[at_risk].astype(np.int8), never
+        ),
+    }
+    door, door_known = first(delivered, happened), first(delivered, known)
+    closes = np.maximum(door + settings.return_window_days * DAY, door_known)
+    by["returned"] = _returned(tables.get("returns", {}), rows, np.where(np.isnat(withdrawn), closes, NAT))
+    return by
+
+
+def _running_latest(unit: Array, happened: Array) -> Array:
+    """For facts sorted by unit: index of the latest happening among the unit's facts up to and including each."""
+    if not len(unit):
+        return np.empty(0, dtype=np.int64)
+    rank = np.empty(len(unit), dtype=np.int64)
+    rank[np.argsort(happened, kind="stable")] = np.arange(len(unit))
+    block = np.cumsum(np.r_[True, unit[1:] != unit[:-1]])  # a later unit's facts outrank all earlier ones
+    top = np.maximum.accumulate(rank + block * np.int64(len(unit))) - block * np.int64(len(unit))
+    place = np.empty(len(unit), dtype=np.int64)
+    place[rank] = np.arange(len(unit))
+    return place[top]
+
+
+def _returned(returns: Mapping[str, Array], rows: Rows, closes: Array) -> Outcome:
+    none: Array = np.empty(0, dtype="datetime64[us]")
+    line = match(returns.get("line_id", np.empty(0, dtype=object)), rows.line_id)
+    requested = returns.get("requested_at", none)
+    known = returns.get("known_at", np.full(len(line), NAT))
+    known = np.where(np.isnat(known), requested, known)
+    order = np.lexsort((known, line))
+    order = order[line[order] >= 0]
+    n = rows.lines.n
+    has = rows.line_parcel >= 0
+    matures = np.full(n, NAT)
+    matures[has] = closes[rows.line_parcel[has]]
+    return Outcome(
+        "returned",
+        "line",
+        matures,
+        0,
+        line[order],
+        known[order],
+        np.ones(len(order), dtype=np.int8),
+        np.full(n, NAT),
+    )
