@@ -36,6 +36,7 @@ KEYS: dict[str, str] = {
     "extracted_at": "the moment the extract was taken; nothing later can be in it",
     "codes": "tables [codes.COLUMN]: the shop's code = the code to use instead",
     "extra": "tables [[extra]]: further columns that become features",
+    "simulated": "true if the data come from a simulation, so that every figure says so (false if absent)",
 }
 """The keys of `dataset.toml` and what each may hold."""
 
@@ -130,6 +131,7 @@ class Settings:
         extracted_at: when the extract was taken (UTC), None if not said.
         codes: for each column the shop's codes and what each is read as; an empty text means "no value".
         extra: further columns that become features.
+        simulated: the data come from a simulation; every figure from them then says so.
     """
 
     name: str = "dataset"
@@ -140,6 +142,7 @@ class Settings:
     extracted_at: pd.Timestamp | None = None
     codes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     extra: tuple[Extra, ...] = ()
+    simulated: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain data for JSON; `from_json` reads it back equal."""
@@ -152,6 +155,7 @@ class Settings:
             "extracted_at": None if self.extracted_at is None else self.extracted_at.isoformat(),
             "codes": {column: dict(mapping) for column, mapping in self.codes.items()},
             "extra": [_extra_json(e) for e in self.extra],
+            "simulated": self.simulated,
         }
 
     @classmethod
@@ -175,6 +179,8 @@ class Settings:
             f"return_window_days = {self.return_window_days}",
             f"lost_after_days = {self.lost_after_days}",
         ]
+        if self.simulated:
+            lines.append("simulated = true")
         if self.extracted_at is not None:
             lines.append(f"extracted_at = {self.extracted_at.isoformat()}")
         for column, mapping in self.codes.items():
@@ -251,6 +257,7 @@ def parse_settings(
         extracted_at=_parse_moment(document.get("extracted_at"), zone, wrong),
         codes=codes,
         extra=extra,
+        simulated=take("simulated", bool, False),
     )
     return settings, zone, problems
 
