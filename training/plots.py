@@ -1,0 +1,188 @@
+"""Pictures for the tracking server and the model card, as PNG bytes.
+
+matplotlib and shap are imported when a picture is drawn, and the caller's matplotlib backend is left as it was.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training.evaluate import reliability
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["calibration_plot", "shap_plot"]
+
+_INK, _MODEL, _SOFT = "#333333", "#1f5fa8", "#b9cbe0"
+_DPI = 120
+
+
+def calibration_plot(
+    target: str,
+    label: ArrayLike,
+    probability: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    unit: str = "row",
+    simulated: bool = False,
+) -> bytes:
+    """Draw what was predicted against what happened, with intervals, above a histogram of the predictions.
+
+    Args:
+        target: name for the title.
+        label: shape (n,), 0 or 1.
+        probability: shape (n,), in [0, 1].
+        groups: shape (n,), rows that belong together (the order of a line); widens the intervals.
+        unit: what a row is, `parcel` or `line`.
+        simulated: says in the title that no parcel ever travelled.
+
+    Returns:
+        A PNG. An empty holdout gives an empty picture that says so.
+
+    Raises:
+        ValueError: labels or probabilities that `training.evaluate.metrics` refuses.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    table = reliability(label, probability, groups=groups)
+    p = np.asarray(probability, dtype=np.float64)
+    figure = Figure(figsize=(6.4, 6.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    edge = float(max(table["high"].max(), table["predicted"].max(), 0.01) * 1.05) if len(table) else 1.0
+    edge = min(edge, 1.02)
+
+    top.plot([0, edge], [0, edge], color="#888888", linewidth=1, linestyle="--", label="perfectly calibrated")
+    if len(table):
+        reach = np.clip([table["observed"] - table["low"], table["high"] - table["observed"]], 0, None)
+        top.errorbar(
+            table["predicted"],
+            table["observed"],
+            yerr=reach,
+            fmt="o-",
+            color=_MODEL,
+            ecolor=_SOFT,
+            elinewidth=3,
+            linewidth=1,
+            markersize=5,
+            label=f"{len(table)} equal-count bins, 95 % intervals",
+        )
+        bottom.hist(p, bins=np.linspace(0, edge, 41), color=_SOFT, edgecolor="white", linewidth=0.4)
+        beyond = int((p > edge).sum())
+        if beyond:
+            bottom.annotate(
+                f"{beyond:,} beyond the axis", (0.99, 0.9), xycoords="axes fraction", ha="right", va="top", fontsize=8
+            )
+    else:
+        top.annotate("no rows in the holdout", (0.5, 0.5), xycoords="axes fraction", ha="center")
+    top.set(xlim=(0, edge), ylim=(0, edge), ylabel="observed share")
+    top.legend(loc="upper left", frameon=False, fontsize=9)
+    bottom.set(xlabel="predicted probability", ylabel=f"{unit}s", yscale="log" if len(table) else "linear")
+    for axis in (top.xaxis, top.yaxis):
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=1 if edge < 0.08 else 0))
+    positives = int(np.asarray(label, dtype=np.int64).sum()) if len(table) else 0
+    top.set_title(
+        _title(f"{target}: predicted against observed", f"{len(p):,} {unit}s, {positives:,} positive", simulated),
+        fontsize=11,
+        color=_INK,
+        loc="left",
+    )
+    for axes in (top, bottom):
+        axes.grid(color="#eeeeee", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def shap_plot(
+    target: str,
+    contributions: NDArray[np.floating],
+    values: pd.DataFrame,
+    *,
+    unit: str = "row",
+    simulated: bool = False,
+    max_display: int = 20,
+) -> bytes:
+    """Draw shap's summary plot: one dot per row and feature, coloured by the feature's value.
+
+    Args:
+        target: name for the title.
+        contributions: shape (n, features), additive, in log-odds.
+        values: shape (n, features), what the features were, its columns their names.
+        unit: what a row is, `parcel` or `line`.
+        simulated: says in the title that no parcel ever travelled.
+        max_display: how many features to show, those with the largest mean absolute contribution.
+
+    Returns:
+        A PNG, the same bytes for the same input.
+
+    Raises:
+        ValueError: the shapes differ, or there is nothing to draw.
+    """
+    contributions = np.asarray(contributions, dtype=np.float64)
+    if contributions.shape != values.shape or not contributions.size:
+        raise ValueError(
+            f"contributions: shape {contributions.shape} given for values of shape {values.shape}; "
+            "give one contribution for each value, and at least one row"
+        )
+    with _pyplot_on_agg() as plt, warnings.catch_warnings():
+        # shap's own: a feature without any value, or with a single one, has no colour range.
+        warnings.simplefilter("ignore")
+        import shap
+
+        figure = plt.figure()
+        try:
+            shap.summary_plot(
+                contributions,
+                values.to_numpy(dtype=np.float64, na_value=np.nan),
+                feature_names=[str(c) for c in values.columns],
+                max_display=max_display,
+                show=False,
+                rng=np.random.default_rng(0),
+            )
+            axes = figure.axes[0]
+            axes.set_xlabel("contribution to the log-odds (to the right: more risk)", fontsize=11)
+            count = f"{len(values):,} {unit}s of the holdout"
+            axes.set_title(_title(f"{target}: risk drivers of the model", count, simulated), fontsize=11, loc="left")
+            return _png(figure, tight=True)
+        finally:
+            plt.close(figure)
+
+
+def _title(what: str, rows: str, simulated: bool) -> str:
+    return f"{what}\n{rows}{' · simulated data' if simulated else ''}"
+
+
+def _png(figure: Figure, *, tight: bool = False) -> bytes:
+    out = io.BytesIO()
+    # Without the library's version in it the same picture is the same bytes.
+    figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None}, bbox_inches="tight" if tight else None)
+    return out.getvalue()
+
+
+@contextmanager
+def _pyplot_on_agg() -> Iterator:
+    """Give pyplot with the backend that needs no screen, and put back the caller's (a notebook has its own)."""
+    import matplotlib
+
+    before = matplotlib.get_backend(auto_select=False)
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("agg")
+    try:
+        yield plt
+    finally:
+        if before is not None and before.lower() != "agg":
+            plt.switch_backend(before)
