@@ -141,16 +141,17 @@ class Facts:
     def of(dataset: Dataset, as_of: np.datetime64 | pd.Timestamp | None = None) -> Facts:
         """Join a dataset as it was known before `as_of` (default: when the extract was taken)."""
         tables = columns(dataset.tables)
-        moment = moment_of(dataset.settings, tables) if as_of is None else _utc(as_of)
-        tables = known_before(tables, moment)
-        bare = Rows(tables, Snapshot.empty(dataset.settings, moment, tables))
+        end = moment_of(dataset.settings, tables) if as_of is None else moment(as_of)
+        tables = known_before(tables, end)
+        bare = Rows(tables, Snapshot.empty(dataset.settings, end, tables))
         happened = outcomes(tables, bare, dataset.settings)
-        history = History.build(bare, happened, moment, bare.snapshot.history.entities)
-        snapshot = Snapshot(moment, dataset.settings, history, bare.snapshot.listings, _codes(tables, dataset.settings))
+        history = History.build(bare, happened, end, bare.snapshot.history.entities)
+        snapshot = Snapshot(end, dataset.settings, history, bare.snapshot.listings, _codes(tables, dataset.settings))
         return Facts(tables, Rows(tables, snapshot), happened, snapshot)
 
 
-def _utc(time: np.datetime64 | pd.Timestamp) -> np.datetime64:
+def moment(time: np.datetime64 | pd.Timestamp) -> np.datetime64:
+    """A time as UTC datetime64[us]; one without a zone is taken as UTC."""
     stamp = pd.Timestamp(time)
     return np.datetime64(stamp.tz_convert("UTC").tz_localize(None) if stamp.tz is not None else stamp, "us")
 
@@ -174,13 +175,13 @@ def known_at(tables: Tables) -> dict[str, Array]:
     return out
 
 
-def known_before(tables: Tables, moment: np.datetime64) -> dict[str, dict[str, Array]]:
-    """The tables without the rows known at `moment` or later. An order line goes with its order."""
+def known_before(tables: Tables, end: np.datetime64) -> dict[str, dict[str, Array]]:
+    """The tables without the rows known at `end` or later. An order line goes with its order."""
     known = known_at(tables)
     out: dict[str, dict[str, Array]] = {}
     for name, table in tables.items():
         if name in known:
-            keep = np.isnat(known[name]) | (known[name] < moment)
+            keep = np.isnat(known[name]) | (known[name] < end)
             out[name] = {c: v[keep] for c, v in table.items()} if not keep.all() else dict(table)
         else:
             out[name] = dict(table)
@@ -194,7 +195,7 @@ def known_before(tables: Tables, moment: np.datetime64) -> dict[str, dict[str, A
 def moment_of(settings: Settings, tables: Tables) -> np.datetime64:
     """When the extract was taken: as `dataset.toml` says, else just after the last fact in it."""
     if settings.extracted_at is not None:
-        return _utc(settings.extracted_at)
+        return moment(settings.extracted_at)
     latest = [known[~np.isnat(known)].max() for known in known_at(tables).values() if (~np.isnat(known)).any()]
     return max(latest) + np.timedelta64(1, "us")
 

@@ -1,0 +1,245 @@
+"""The bundle: one trained version of all models as plain files, verified before anything in it is parsed. No pickle.
+
+It holds, per target, the compiled trees that are served, LightGBM's own model text for people and audits, the two
+calibration numbers, and the features it was trained on; and the shop's settings. It refuses to load where it would not
+answer as it was evaluated: another protocol, a changed file, or features that compute something else in this version.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.arrays import Array
+from features.files import ArtefactError, digest_of, seal, verify
+from features.matrix import FeatureSet, fingerprint, inputs
+from features.settings import Settings
+from features.vocabulary import TARGETS
+from serving.explain import logistic, points
+from serving.trees import CompiledTrees
+
+PROTOCOL = 1
+"""Raise when a bundle written before can no longer be read as it was meant."""
+
+KIND = "doorstep-bundle"
+MAKE = "doorstep train DATASET --out DIR"
+
+
+@dataclass(frozen=True)
+class TargetModel:
+    """One target's model.
+
+    Attributes:
+        target: name of the target.
+        features: the columns it was trained on.
+        trees: the compiled trees.
+        slope, intercept: calibration, linear in log-odds: z = intercept + slope * raw score.
+        base_rate: share of positives among the rows it was fitted and calibrated on.
+        usual: per feature, its median there; what an explanation compares with.
+    """
+
+    target: str
+    features: FeatureSet
+    trees: CompiledTrees
+    slope: float
+    intercept: float
+    base_rate: float
+    usual: tuple[float, ...]
+
+    @property
+    def base(self) -> float:
+        """phi_0: calibrated log-odds before anything is known of the row."""
+        return self.intercept + self.slope * self.trees.base
+
+    def probability(self, matrix: Array) -> Array:
+        """Probabilities (n,) of a matrix (n, f) float32: the fast way for many rows, within 1e-12 of `explain`."""
+        return logistic(self.intercept + self.slope * self.trees.raw(matrix))
+
+    def explain(self, matrix: Array) -> tuple[Array, Array]:
+        """Probabilities (n,) and points of risk (n, f), see `serving.explain.points`."""
+        return points(self.base, self.slope * self.trees.contributions(matrix))
+
+    @cached_property
+    def teams(self) -> list[str]:
+        """Owner team of each feature."""
+        return [f.team for f in self.features.features]
+
+
+class Bundle:
+    """A loaded bundle.
+
+    Attributes:
+        name: first twelve digits of its digest; every answer carries it.
+        digest: SHA-256 of its manifest.
+        settings: the shop's settings it was trained with.
+        targets: model per trained target.
+        meta: what the training said of it: dataset, as_of, holdout_from, why a target was not trained.
+    """
+
+    def __init__(self, digest: str, settings: Settings, targets: Mapping[str, TargetModel], meta: Mapping[str, Any]):
+        self.digest, self.name = digest, digest[:12]
+        self.settings, self.targets, self.meta = settings, dict(targets), dict(meta)
+
+    @staticmethod
+    def load(path: str | Path) -> Bundle:
+        """Read a bundle.
+
+        Raises:
+            features.files.ArtefactError: no bundle, another protocol, a changed or missing file, or features that
+                compute something else in this version.
+        """
+        folder = Path(path)
+        meta = verify(folder, KIND, PROTOCOL, MAKE)
+        settings = Settings.from_json(meta["settings"])
+        targets: dict[str, TargetModel] = {}
+        for name, m in meta["targets"].items():
+            unit = TARGETS[name].unit
+            try:
+                features = FeatureSet.named(unit, m["features"], settings)
+                trees = CompiledTrees.load(folder / "trees" / name)
+            except ValueError as error:
+                raise ArtefactError(f"{folder}: model of {name}: {error}. Train again with `{MAKE}`") from None
+            if fingerprint(features, settings) != m["fingerprint"]:
+                raise ArtefactError(
+                    f"{folder}: the features of {name} compute something else in this version than when the model was "
+                    f"trained: train again with `{MAKE}`, or serve it with the version that made it"
+                )
+            usual = tuple(np.nan if u is None else u for u in m["usual"])
+            targets[name] = TargetModel(name, features, trees, m["slope"], m["intercept"], m["base_rate"], usual)
+        return Bundle(digest_of(folder), settings, targets, meta["training"])
+
+    @staticmethod
+    def save(
+        to: str | Path,
+        settings: Settings,
+        targets: Mapping[str, TargetModel],
+        texts: Mapping[str, str],
+        training: Mapping[str, Any],
+    ) -> Bundle:
+        """Write a bundle, whole or not at all, and load it back.
+
+        Args:
+            to: folder of the bundle; a bundle already there is replaced.
+            settings: the shop's settings.
+            targets: model per target.
+            texts: LightGBM's model text per target.
+            training: plain data about the training, for people.
+        """
+        to = Path(to)
+        part = to.with_name(f".{to.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        (part / "models").mkdir(parents=True)
+        models: dict[str, Any] = {}
+        for name, model in targets.items():
+            model.trees.save(part / "trees" / name)
+            (part / "models" / f"{name}.txt").write_text(texts[name])
+            models[name] = {
+                "features": model.features.names,
+                "fingerprint": fingerprint(model.features, settings),
+                "slope": model.slope,
+                "intercept": model.intercept,
+                "base_rate": model.base_rate,
+                "usual": [None if np.isnan(u) else float(u) for u in model.usual],
+            }
+        seal(part, to, KIND, PROTOCOL, {"settings": settings.to_json(), "targets": models, "training": dict(training)})
+        return Bundle.load(to)
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        """Raw columns (`table.column`) that any of the models reads."""
+        return sorted({c for m in self.targets.values() for c in inputs(m.features, self.settings)})
+
+    def _in(self, frame: pd.DataFrame, targets: list[str] | None) -> list[TargetModel]:
+        if targets is None:
+            chosen = [m for m in self.targets.values() if set(m.features.names) <= set(frame.columns)]
+            if chosen:
+                return chosen
+            targets = list(self.targets)
+        for name in targets:
+            if name not in self.targets:
+                raise ValueError(f"target {name!r} is not in this bundle; it has {', '.join(self.targets) or 'none'}")
+            lacking = [c for c in self.targets[name].features.names if c not in frame.columns]
+            if lacking:
+                raise ValueError(
+                    f"the frame lacks {len(lacking)} columns that {name} needs ({', '.join(lacking[:3])} ...): "
+                    "build it with features.matrix.build and the model's feature set"
+                )
+        return [self.targets[name] for name in targets]
+
+    def predict_proba(self, frame: pd.DataFrame, targets: list[str] | None = None) -> pd.DataFrame:
+        """Calibrated probabilities.
+
+        Args:
+            frame: a matrix as `features.matrix.build` makes it; further columns do no harm.
+            targets: which; default every target whose columns the frame has.
+
+        Returns:
+            A column per target, the frame's index.
+
+        Raises:
+            ValueError: a target is not in the bundle, or the frame lacks columns it needs.
+        """
+        models = self._in(frame, targets)
+        return pd.DataFrame({m.target: m.probability(_matrix(frame, m)) for m in models}, index=frame.index)
+
+    def explain(self, frame: pd.DataFrame, targets: list[str] | None = None) -> pd.DataFrame:
+        """Points of risk, exactly additive: per row and target they sum to the probability.
+
+        Args:
+            frame: as in `predict_proba`.
+            targets: as in `predict_proba`.
+
+        Returns:
+            A long frame with columns row (the frame's index), target, feature, team, lever, value, points. The base is
+            the row with feature and team `base`.
+
+        Raises:
+            ValueError: as in `predict_proba`.
+        """
+        parts = []
+        for m in self._in(frame, targets):
+            matrix = _matrix(frame, m)
+            _, risk = m.explain(matrix)
+            n, f = matrix.shape
+            base = np.full((n, 1), float(logistic(np.asarray(m.base))))
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "row": np.repeat(frame.index.to_numpy(), f + 1),
+                        "target": m.target,
+                        "feature": ["base", *m.features.names] * n,
+                        "team": ["base", *m.teams] * n,
+                        "lever": [False, *(x.lever for x in m.features.features)] * n,
+                        "value": np.hstack([np.full((n, 1), np.nan), matrix.astype(np.float64)]).ravel(),
+                        "points": np.hstack([base, risk]).ravel(),
+                    }
+                )
+            )
+        return pd.concat(parts, ignore_index=True)
+
+
+def _matrix(frame: pd.DataFrame, model: TargetModel) -> Array:
+    return np.ascontiguousarray(frame[model.features.names].to_numpy(dtype=np.float32))
+
+
+class _PyFunc:
+    """What MLflow asks of a model: predict(frame)."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Calibrated probabilities of every target whose columns the frame has."""
+        return self.bundle.predict_proba(frame)
+
+
+def _load_pyfunc(path: str) -> _PyFunc:
+    """Entry point of MLflow's pyfunc flavour (`loader_module`): a bundle folder, no pickle."""
+    return _PyFunc(Bundle.load(path))

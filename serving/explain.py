@@ -1,0 +1,48 @@
+"""From contributions to points of risk by owner team, which add up exactly to the served probability.
+
+Let z be the calibrated log-odds, z = phi_0 + sum(phi_i) with phi_i its TreeSHAP values, and g the logistic function. A
+feature's points are the Aumann-Shapley share of the probability along the straight path from phi_0 to z,
+`phi_i * (g(z) - g(phi_0)) / (z - phi_0)`: they keep sign and order, and sum with the base g(phi_0) to g(z).
+(Aumann and Shapley, Values of Non-Atomic Games, 1974; Lundberg et al., arXiv 1802.03888, for TreeSHAP.)
+
+The points say what drives the model's risk, not what would happen if a feature were changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from features.arrays import Array
+from features.vocabulary import TEAMS
+
+
+def logistic(z: Array) -> Array:
+    """1 / (1 + exp(-z)) without overflow."""
+    e = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def points(base: float, contributions: Array) -> tuple[Array, Array]:
+    """Probability and points of risk of each feature.
+
+    Args:
+        base: phi_0, the calibrated log-odds before anything is known of the row.
+        contributions: (n, f) phi_i, calibrated log-odds.
+
+    Returns:
+        (n,) probability and (n, f) points, so that `logistic(base) + points.sum(axis=1)` is the probability to 1e-9.
+    """
+    z = base + contributions.sum(axis=1)
+    probability, start = logistic(z), float(logistic(np.asarray(base)))
+    step = z - base
+    near = np.abs(step) < 1e-6  # the slope itself, where the quotient would lose its digits
+    slope = np.where(near, probability * (1 - probability), (probability - start) / np.where(near, 1.0, step))
+    return probability, contributions * slope[:, None]
+
+
+def by_team(points: Array, teams: Sequence[str]) -> dict[str, Array]:
+    """Points (n, f) summed by the team that owns each feature: a (n,) array per team of the vocabulary."""
+    owner = np.array(teams, dtype=object)
+    return {team: points[:, owner == team].sum(axis=1) for team in TEAMS}

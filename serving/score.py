@@ -1,0 +1,340 @@
+"""From requests, or a whole dataset, to answers: risks, why, and whose lever it is. The one path that is served.
+
+`answer` is what `POST /v1/risk` says; `score` is the same for a dataset, as a frame. Both join, compute and explain with the
+same functions, so a parcel gets the same probability either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.arrays import DAY, DTYPE, MISSING, Array
+from features.contracts import TABLES
+from features.matrix import values
+from features.rows import Rows
+from features.snapshot import Snapshot
+from features.vocabulary import GENERIC_BASE_RATES, TARGETS, TEAMS
+from serving.bundle import Bundle, TargetModel
+from serving.explain import by_team, logistic
+
+TOP = 3
+"""Drivers named per team; a team's smaller ones are one entry, so that drivers add up as teams do."""
+
+STALE_DAYS = 7
+"""A snapshot older than this at the time of decision is worth a warning."""
+
+PARTS = {"order": "orders", "parcel": "parcels", "lines": "order_lines", "listings": "listings"}
+"""The parts of a request, and the tables whose columns they have."""
+
+Request = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One target over the rows of a unit.
+
+    Attributes:
+        model: the model.
+        matrix: (n, f) float32 feature values.
+        probability: (n,).
+        points: (n, f).
+        teams: (n,) points per team.
+    """
+
+    model: TargetModel
+    matrix: Array
+    probability: Array
+    points: Array
+    teams: Mapping[str, Array]
+
+    @property
+    def base(self) -> float:
+        """Probability before anything is known of the row."""
+        return float(logistic(np.asarray(self.model.base)))
+
+    def drivers(self, row: int) -> list[dict[str, Any]]:
+        """What drives the row's risk, by team: the largest few named, the rest of each team as one entry."""
+        risk = self.points[row]
+        features = self.model.features.features
+        left = {team: self.teams[team][row] for team in TEAMS}
+        taken = dict.fromkeys(TEAMS, 0)
+        rest = dict.fromkeys(TEAMS, 0)
+        out: list[dict[str, Any]] = []
+        for i in np.argsort(-np.abs(risk), kind="stable").tolist():
+            gain = float(risk[i])
+            if gain == 0.0:
+                break
+            f = features[i]
+            if taken[f.team] == TOP:
+                rest[f.team] += 1
+                continue
+            taken[f.team] += 1
+            left[f.team] -= gain
+            value, usual = float(self.matrix[row, i]), self.model.usual[i]
+            aside = "" if np.isnan(usual) or usual == value else f", usual here is {f.show(usual)}"
+            out.append(
+                {
+                    "feature": f.name,
+                    "team": f.team,
+                    "value": None if np.isnan(value) else value,
+                    "points": gain,
+                    "lever": f.lever,
+                    "text": f"{f.say(value)}{aside}: {100 * gain:+.1f} points",
+                }
+            )
+        for team, count in rest.items():
+            if count:
+                gain = float(left[team])
+                text = f"{count} smaller {team} drivers: {100 * gain:+.1f} points"
+                out.append(
+                    {"feature": "other", "team": team, "value": None, "points": gain, "lever": False, "text": text}
+                )
+        return out
+
+    def risk(self, row: int) -> dict[str, Any]:
+        """The row's answer."""
+        return {
+            "probability": float(self.probability[row]),
+            "base": self.base,
+            "teams": {team: float(self.teams[team][row]) for team in TEAMS},
+            "drivers": self.drivers(row),
+        }
+
+
+def explain_rows(bundle: Bundle, rows: Rows, target: str) -> Explained:
+    """Score and explain a target for all rows of its unit."""
+    model = bundle.targets[target]
+    matrix = values(rows, model.features)
+    probability, risk = model.explain(matrix)
+    return Explained(model, matrix, probability, risk, by_team(risk, model.teams))
+
+
+def answer(bundle: Bundle | None, snapshot: Snapshot | None, requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """Answers for validated requests, in order.
+
+    Args:
+        bundle: the models; None: base rates are answered.
+        snapshot: the shop's history; None: base rates are answered, as a model without history would be wrong.
+        requests: each `{"order": {...}, "parcel": {...}, "lines": [...], "listings": [...]}` in the columns of the
+            tables; times as ISO strings with a zone or as datetimes. Absent columns and unknown codes are allowed.
+
+    Returns:
+        Per request the body of `/v1/risk`: parcel_id, bundle, as_of, degraded, missing, warnings, risks, returns.
+    """
+    if bundle is None or snapshot is None:
+        return [_base_rates(bundle, snapshot, r) for r in requests]
+    # A product described in one request must not be seen by the others: those are joined on their own.
+    own = [i for i, r in enumerate(requests) if r.get("listings")]
+    shared = [i for i, r in enumerate(requests) if not r.get("listings")]
+    out: list[dict[str, Any]] = [{}] * len(requests)
+    for group in ([shared] if shared else []) + [[i] for i in own]:
+        for i, body in zip(group, _answer_together(bundle, snapshot, [requests[i] for i in group]), strict=True):
+            out[i] = body
+    return out
+
+
+def _answer_together(bundle: Bundle, snapshot: Snapshot, requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
+    tables = _tables(requests, snapshot)
+    rows = Rows(tables, snapshot)
+    by_target = {name: explain_rows(bundle, rows, name) for name in bundle.targets}
+    parcel_targets = [n for n in by_target if TARGETS[n].unit == "parcel"]
+    as_of = f"{snapshot.as_of}Z"
+    line = 0
+    for i, request in enumerate(requests):
+        returns = []
+        for given in request.get("lines") or ():
+            if "returned" in by_target:
+                returns.append({"line_id": given.get("line_id"), **by_target["returned"].risk(line)})
+            line += 1
+        yield {
+            "parcel_id": request.get("parcel", {}).get("parcel_id"),
+            "bundle": bundle.name,
+            "as_of": as_of,
+            "degraded": False,
+            "missing": missing(bundle, request),
+            "warnings": _warnings(snapshot, request, rows.parcels.decided_at[i]),
+            "risks": {name: by_target[name].risk(i) for name in parcel_targets},
+            "returns": returns,
+        }
+
+
+def missing(bundle: Bundle, request: Request) -> list[str]:
+    """Columns the models read that a request did not give, as `table.column`.
+
+    Listings count as given where the request has none: they are the snapshot's to know.
+    """
+    out = []
+    order, parcel, lines = request.get("order", {}), request.get("parcel", {}), request.get("lines") or ()
+    for name in bundle.inputs:
+        table, column = name.split(".", 1)
+        if table == "orders":
+            absent = order.get(column) is None
+        elif table == "parcels":
+            absent = parcel.get(column) is None
+        elif table == "order_lines":
+            absent = all(x.get(column) is None for x in lines)
+        else:
+            continue
+        if absent:
+            out.append(name)
+    return out
+
+
+def _warnings(snapshot: Snapshot, request: Request, decided: np.datetime64) -> list[str]:
+    out = [
+        f"{table}.{column}: {value!r} has not been seen before {str(snapshot.as_of)[:10]}; "
+        "what is known of the wider group is used"
+        for table, column, value in unknown_codes(snapshot, request)
+    ]
+    age = (decided - snapshot.as_of) / DAY
+    if age > STALE_DAYS:
+        out.append(f"the snapshot is {age:.0f} days older than the parcel: make a new one with `doorstep snapshot`")
+    return out
+
+
+def unknown_codes(snapshot: Snapshot, request: Request) -> list[tuple[str, str, str]]:
+    """Codes in a request that the shop's history has not seen: (table, column, value)."""
+    out = []
+    for part, table in PARTS.items():
+        given = request.get(part) or {}
+        for row in (given,) if isinstance(given, Mapping) else given:
+            for column, value in row.items():
+                known = snapshot.codes.get(f"{table}.{column}")
+                if known is None or value is None:
+                    continue
+                code = snapshot.settings.codes.get(column, {}).get(value, value)
+                if code not in known:
+                    out.append((table, column, str(value)))
+    return list(dict.fromkeys(out))
+
+
+def _tables(requests: Sequence[Request], snapshot: Snapshot) -> dict[str, dict[str, Array]]:
+    """Requests as the arrays of the four tables. Requests are told apart by their place, whatever ids they carry."""
+    place = np.array([str(i) for i in range(len(requests))], dtype=object)
+    lines = [(i, x) for i, r in enumerate(requests) for x in r.get("lines") or ()]
+    owner = place[[i for i, _ in lines]] if lines else np.empty(0, dtype=object)
+    out = {
+        "orders": _arrays("orders", [r.get("order", {}) for r in requests], snapshot),
+        "parcels": _arrays("parcels", [r.get("parcel", {}) for r in requests], snapshot),
+        "order_lines": _arrays("order_lines", [x for _, x in lines], snapshot),
+    }
+    out["orders"]["order_id"] = out["parcels"]["order_id"] = out["parcels"]["parcel_id"] = place
+    out["order_lines"] |= {
+        "order_id": owner,
+        "parcel_id": owner,
+        "line_id": np.array([str(i) for i in range(len(lines))], dtype=object),
+    }
+    listings = [x for r in requests for x in r.get("listings") or ()]
+    if listings:
+        out["listings"] = _arrays("listings", listings, snapshot)
+    return out
+
+
+def _arrays(table: str, given: Sequence[Mapping[str, Any]], snapshot: Snapshot) -> dict[str, Array]:
+    """Rows as one array per column that any of them has."""
+    kinds = {c.name: c.kind for c in TABLES[table].columns}
+    for extra in snapshot.settings.extra:
+        if extra.table == table:
+            kinds[extra.column] = extra.kind
+            if extra.known_at is not None:
+                kinds.setdefault(extra.known_at, "time")
+    out: dict[str, Array] = {}
+    for name in {c for row in given for c in row}:
+        kind = kinds.get(name)
+        if kind is None:
+            continue
+        read = _READ[kind]
+        codes = snapshot.settings.codes.get(name, {}) if kind == "code" else {}
+        column = np.full(len(given), MISSING[kind], dtype=DTYPE[kind])
+        for i, row in enumerate(given):
+            value = row.get(name)
+            if value is not None:
+                column[i] = read(codes.get(value, value) if codes else value)
+        out[name] = column
+    return out
+
+
+def _time(value: Any) -> np.datetime64:
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
+
+
+_READ: dict[str, Callable[[Any], Any]] = {"id": str, "code": str, "time": _time, "number": float, "flag": float}
+
+
+def base_rates(bundle: Bundle | None, snapshot: Snapshot | None) -> tuple[dict[str, float], str]:
+    """Base rates for a degraded answer, and where they come from: the model's, the shop's history, or published ones."""
+    if bundle is not None:
+        return {n: m.base_rate for n, m in bundle.targets.items()}, "the loaded model's training data"
+    if snapshot is not None:
+        whole = snapshot.history.counts["all"]
+        fields = snapshot.history.entities["all"].fields
+        total = dict(zip(fields, whole.sums[-1].tolist(), strict=True))
+        known = {n: total[f"y:{n}"] / total[f"n:{n}"] for n in TARGETS if total[f"n:{n}"] > 0}
+        return known, "this shop's own mature history"
+    return dict(GENERIC_BASE_RATES), "middles of published ranges, not this shop's"
+
+
+def _base_rates(bundle: Bundle | None, snapshot: Snapshot | None, request: Request) -> dict[str, Any]:
+    rates, source = base_rates(bundle, snapshot)
+    lacking = " and no ".join(n for n, x in (("model", bundle), ("snapshot", snapshot)) if x is None)
+
+    def risk(target: str) -> dict[str, Any]:
+        p = float(rates[target])
+        return {"probability": p, "base": p, "teams": dict.fromkeys(TEAMS, 0.0), "drivers": []}
+
+    lines = request.get("lines") or ()
+    return {
+        "parcel_id": request.get("parcel", {}).get("parcel_id"),
+        "bundle": None if bundle is None else bundle.name,
+        "as_of": None if snapshot is None else f"{snapshot.as_of}Z",
+        "degraded": True,
+        "missing": [],
+        "warnings": [f"no {lacking} is loaded: these are base rates from {source}, the same for every parcel"],
+        "risks": {n: risk(n) for n in rates if TARGETS[n].unit == "parcel"},
+        "returns": [{"line_id": x.get("line_id"), **risk("returned")} for x in lines] if "returned" in rates else [],
+    }
+
+
+def score(bundle: Bundle, rows: Rows) -> Iterator[pd.DataFrame]:
+    """Score and explain all rows, a frame per target.
+
+    Columns: unit_id, unit, target, decided_at, probability, base, `team_<name>` points, and drivers, the texts of the
+    largest three, largest first.
+    """
+    for name in bundle.targets:
+        unit = TARGETS[name].unit
+        explained = explain_rows(bundle, rows, name)
+        ids = rows.parcel_id if unit == "parcel" else rows.line_id
+        decided = (rows.parcels if unit == "parcel" else rows.lines).decided_at
+        keep = np.flatnonzero(~np.equal(ids, None))
+        yield pd.DataFrame(
+            {
+                "unit_id": ids[keep],
+                "unit": unit,
+                "target": name,
+                "decided_at": pd.DatetimeIndex(decided[keep]).tz_localize("UTC"),
+                "probability": explained.probability[keep],
+                "base": explained.base,
+                **{f"team_{team}": explained.teams[team][keep] for team in TEAMS},
+                "drivers": _top_texts(explained, keep),
+            }
+        )
+
+
+def _top_texts(explained: Explained, keep: Array, most: int = 3) -> list[str]:
+    """The largest drivers of each row in words, joined by semicolons."""
+    risk = explained.points[keep]
+    order = np.argsort(-np.abs(risk), axis=1, kind="stable")[:, :most]
+    features = explained.model.features.features
+    matrix = explained.matrix[keep]
+    return [
+        "; ".join(f"{features[i].say(float(matrix[r, i]))}: {100 * risk[r, i]:+.1f} points" for i in top if risk[r, i])
+        for r, top in enumerate(order.tolist())
+    ]

@@ -1,0 +1,209 @@
+"""Fitting: LightGBM per target with monotone signs, its size set by the data, calibrated by two numbers.
+
+Rolling origins inside the training period do two jobs with one set of fits. Each fold's model has never seen the
+fold's test rows, so their pooled predictions choose the number of trees (lowest log loss) and fit the calibration
+(linear in log-odds, after Platt, 1999; kept near the identity where positives are few). The model itself is then
+fitted on all mature rows. No resampling and no class weights: they buy no ranking and ruin probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from features.arrays import Array
+from features.matrix import FeatureSet
+from serving.bundle import TargetModel
+from training.compile import compile_booster
+from training.splits import Fold
+
+if TYPE_CHECKING:
+    import lightgbm
+
+MIN_POSITIVES = 30
+"""Fewer mature positives than this (or negatives) and a target is not trained: nothing could be told from noise."""
+
+PLATT_PRIOR = 10.0
+"""Strength with which calibration is held near the identity, in units of information about its two numbers."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How a target is modelled.
+
+    Attributes:
+        target: name of the target.
+        max_trees: most trees that are tried.
+        params: LightGBM parameters that differ from `PARAMS`.
+    """
+
+    target: str
+    max_trees: int = 300
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+MODELS: dict[str, ModelSpec] = {
+    name: ModelSpec(name) for name in ("late", "failed_attempt", "damaged", "undelivered", "returned")
+}
+
+PARAMS: dict[str, Any] = {
+    "objective": "binary",
+    "learning_rate": 0.05,
+    "max_depth": 8,  # the compiled trees explain at most 8 conditions a leaf
+    "max_bin": 127,
+    "feature_fraction": 0.6,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "lambda_l2": 5.0,
+    "min_sum_hessian_in_leaf": 1e-3,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+
+
+def parameters(spec: ModelSpec, features: FeatureSet, label: Array, seed: int) -> dict[str, Any]:
+    """LightGBM parameters for these rows: the fewer positives, the smaller the trees.
+
+    Leaves hold about five expected positives at least, and a tree has about one leaf for 25 positives, 4 to 31.
+    """
+    n, positives = len(label), max(1, int(min(label.sum(), len(label) - label.sum())))
+    return {
+        **PARAMS,
+        "num_leaves": int(np.clip(positives // 25, 4, 31)),
+        "min_data_in_leaf": int(np.clip(5 * n / positives, 20, max(20, n // 20))),
+        "monotone_constraints": [f.signs.get(spec.target, 0) for f in features.features],
+        "monotone_constraints_method": "basic",
+        "seed": seed,
+        **spec.params,
+    }
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted target.
+
+    Attributes:
+        model: what is served.
+        booster: LightGBM's model.
+        params: parameters it was fitted with, and the number of trees.
+        calibration_rows, calibration_positives: what the calibration stands on.
+    """
+
+    model: TargetModel
+    booster: lightgbm.Booster
+    params: dict[str, Any]
+    calibration_rows: int
+    calibration_positives: int
+
+
+def fit(
+    spec: ModelSpec,
+    features: FeatureSet,
+    matrix: Array,
+    label: Array,
+    folds: list[Fold],
+    seed: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Fitted:
+    """Fit one target.
+
+    Args:
+        spec: how.
+        features: columns of the matrix.
+        matrix: (n, f) float32, one row per label of the target; rows outside `folds[-1]` and training are not read.
+        label: (n,) int8 as known at the end of training, -1 for rows that may not be trained on.
+        folds: rolling folds inside the training period, may be empty.
+        seed: of bagging and feature sampling.
+        progress: told what is being done.
+
+    Raises:
+        ValueError: the training rows hold one class only.
+    """
+    import lightgbm as lgb
+
+    train = np.flatnonzero(label >= 0)
+    y = label[train]
+    if y.min() == y.max():
+        raise ValueError(f"{spec.target}: all {len(y)} training rows have the label {y[0]}; both classes are needed")
+    params = parameters(spec, features, y, seed)
+    folds = [f for f in folds if min(f.train_label.sum(), len(f.train_label) - f.train_label.sum()) >= 5]
+    curves, weights, pooled = [], [], []
+    for k, fold in enumerate(folds, 1):
+        progress(f"{spec.target}: rolling fold {k} of {len(folds)}, {len(fold.train):,} rows")
+        booster = lgb.train(
+            parameters(spec, features, fold.train_label, seed),
+            lgb.Dataset(matrix[fold.train], fold.train_label, free_raw_data=True),
+            num_boost_round=spec.max_trees,
+        )
+        staged = _staged(booster, matrix[fold.test], spec.max_trees)
+        curves.append(np.array([_log_loss(fold.test_label, raw) for raw in staged]))
+        weights.append(len(fold.test))
+        pooled.append(staged)
+    if curves:
+        best = int(np.argmin(np.average(curves, axis=0, weights=weights)))
+        trees = max(STAGE, (best + 1) * STAGE)
+        raw = np.concatenate([staged[best] for staged in pooled])
+        seen = np.concatenate([f.test_label for f in folds])
+        slope, intercept = platt(raw, seen)
+        rows, positives = len(seen), int(seen.sum())
+    else:
+        trees, slope, intercept, rows, positives = spec.max_trees // 3, 1.0, 0.0, 0, 0
+    progress(f"{spec.target}: {trees} trees on {len(train):,} rows")
+    booster = lgb.train(params, lgb.Dataset(matrix[train], y, free_raw_data=True), num_boost_round=trees)
+    usual = tuple(float(v) for v in _medians(matrix[train]))
+    model = TargetModel(
+        spec.target, features, compile_booster(booster), slope, intercept, float(y.mean()), usual
+    )
+    return Fitted(model, booster, {**params, "num_trees": trees}, rows, positives)
+
+
+STAGE = 10
+"""Numbers of trees that are compared: every tenth."""
+
+
+def _staged(booster: lightgbm.Booster, matrix: Array, most: int) -> list[Array]:
+    """Raw scores after every `STAGE` trees, each (n,)."""
+    out, total = [], np.zeros(len(matrix))
+    for start in range(0, most, STAGE):
+        total = total + booster.predict(matrix, raw_score=True, start_iteration=start, num_iteration=STAGE)
+        out.append(total)
+    return out
+
+
+def _log_loss(label: Array, raw: Array) -> float:
+    return float(np.mean(np.logaddexp(0, raw) - label * raw))
+
+
+def _medians(matrix: Array) -> Array:
+    """Medians of the columns, NaN for a column without a value."""
+    out = np.full(matrix.shape[1], np.nan)
+    for i in range(matrix.shape[1]):
+        known = matrix[~np.isnan(matrix[:, i]), i]
+        if len(known):
+            out[i] = np.median(known)
+    return out
+
+
+def platt(raw: Array, label: Array) -> tuple[float, float]:
+    """Slope and intercept in log-odds that best calibrate raw scores, drawn towards (1, 0).
+
+    Newton's method on the log loss plus `PLATT_PRIOR / 2 * ((slope - 1)^2 + intercept^2)`: with many positives the
+    prior is nothing, with few it keeps the calibration from following noise. The slope is kept positive, so that
+    calibration never turns the order round.
+    """
+    slope, intercept = 1.0, 0.0
+    for _ in range(50):
+        z = slope * raw + intercept
+        p = 1 / (1 + np.exp(-np.clip(z, -500, 500)))
+        error, weight = p - label, p * (1 - p)
+        gradient = np.array([error @ raw + PLATT_PRIOR * (slope - 1), error.sum() + PLATT_PRIOR * intercept])
+        a, b, c = weight @ raw**2 + PLATT_PRIOR, weight @ raw, weight.sum() + PLATT_PRIOR
+        step = np.linalg.solve(np.array([[a, b], [b, c]]), gradient)
+        slope, intercept = slope - float(np.clip(step[0], -0.5, 0.5)), intercept - float(np.clip(step[1], -2, 2))
+        if np.abs(step).max() < 1e-10:
+            break
+    return max(slope, 0.05), intercept

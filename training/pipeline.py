@@ -1,0 +1,408 @@
+"""One training: from a dataset to a bundle that is evaluated as it will be served, next to everything it has to beat."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.arrays import Array
+from features.contracts import TABLES
+from features.dataset import Dataset
+from features.files import ArtefactError
+from features.matrix import FeatureSet, values
+from features.settings import Settings
+from features.snapshot import Facts, moment
+from features.vocabulary import EVENT_KINDS, TARGETS
+from serving.bundle import Bundle, TargetModel
+from serving.explain import logistic
+from training.baselines import Fold as BaselineFold
+from training.baselines import fit_baselines
+from training.check import require
+from training.evaluate import evaluate
+from training.labels import Labels, labels, maturity_rule
+from training.models import MIN_POSITIVES, MODELS, Fitted, fit
+from training.splits import Fold, rolling, split, violations
+
+Progress = Callable[[str], None]
+
+HOLDOUT_SHARE = 0.25
+"""Without a date, the latest quarter of the mature units is held out."""
+
+MANY_ROWS = 150_000
+"""From so many training rows on one rolling fold says what three say of fewer."""
+
+SAMPLE_ROWS = 2_000
+"""Rows of the holdout that are explained for the plots and the model card."""
+
+
+@dataclass
+class TargetReport:
+    """What became of one target.
+
+    Attributes:
+        status: `trained` or `not_trained`.
+        why: the reason it was not trained; empty otherwise.
+        unit: `parcel` or `line`.
+        maturity: the maturity rule in words.
+        excluded_immature: units that were too young, in training and in the holdout.
+        params: LightGBM's parameters.
+        features: names of the columns.
+        dropped: columns that were left out, having nothing to say in the training rows.
+        holdout: unit_id, decided_at, target, label, probability.
+        sample: feature values of up to `SAMPLE_ROWS` rows of the holdout.
+        contributions: shape as `sample`, calibrated log-odds (phi_i).
+        baseline_notes: what each baseline is, in words.
+    """
+
+    status: str
+    why: str
+    unit: str
+    maturity: str
+    excluded_immature: int = 0
+    params: dict[str, Any] = field(default_factory=dict)
+    features: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    holdout: pd.DataFrame | None = None
+    sample: pd.DataFrame | None = None
+    contributions: Array | None = None
+    baseline_notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class TrainingResult:
+    """One training.
+
+    Attributes:
+        bundle_dir: folder of the bundle.
+        metrics: content of `metrics.json`.
+        dataset_name, dataset_fingerprint: what it was trained on.
+        settings: the dataset's settings.
+        as_of, holdout_from: UTC; labels are as known before `as_of`, training as known before `holdout_from`.
+        seed: of everything random.
+        simulated: the dataset is a simulated world.
+        targets: report per target.
+    """
+
+    bundle_dir: Path
+    metrics: dict[str, Any]
+    dataset_name: str
+    dataset_fingerprint: str
+    settings: Settings
+    as_of: pd.Timestamp
+    holdout_from: pd.Timestamp
+    seed: int
+    simulated: bool
+    targets: dict[str, TargetReport]
+
+    @property
+    def holdout(self) -> pd.DataFrame:
+        """Holdout of all targets: unit_id, decided_at, target, label, probability."""
+        frames = [t.holdout for t in self.targets.values() if t.holdout is not None]
+        return pd.concat(frames, ignore_index=True) if frames else _holdout_frame("late", [], [], [], [])
+
+
+class TrainingError(ValueError):
+    """No target could be trained; the message says why for each."""
+
+
+def train(
+    dataset: Dataset,
+    *,
+    as_of: pd.Timestamp | str | None = None,
+    holdout_from: pd.Timestamp | str | None = None,
+    out: str | Path = "runs/latest",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Train every target that the dataset allows.
+
+    Args:
+        dataset: the shop's tables.
+        as_of: only facts known before are used; default when the extract was taken.
+        holdout_from: the model knows nothing of this moment or later, and is judged on what was decided from then on;
+            default the latest quarter of the mature units.
+        out: folder for `bundle/`, `holdout.parquet` and `metrics.json`; an earlier training there is replaced.
+        seed: of everything random.
+        progress: told what is being done.
+
+    Raises:
+        features.settings.DatasetError: the dataset is broken, see `doorstep check`.
+        TrainingError: no target can be trained; `metrics.json` is written all the same.
+        ValueError: dates that leave nothing to train on or to judge by.
+    """
+    say = progress or (lambda _: None)
+    out = Path(out)
+    if out.exists() and any(out.iterdir()) and not ((out / "metrics.json").exists() or (out / "bundle").exists()):
+        raise ArtefactError(f"{out}: is there already and holds no training: name another folder")
+    say("checking the dataset")
+    require(dataset)
+    say("joining tables and counting history")
+    facts = Facts.of(dataset, _moment(as_of, dataset.settings))
+    end = facts.snapshot.as_of
+    units = {name: labels(facts, name) for name in MODELS}
+    start = _moment(holdout_from, dataset.settings)
+    if start is None:
+        start = _default_holdout(units, end)
+    if not start < end:
+        raise ValueError(
+            f"holdout from {start} with the data as of {end}: the holdout must begin before the data end; "
+            "give an earlier --holdout-from or a later --as-of"
+        )
+    result = TrainingResult(
+        out / "bundle",
+        {},
+        dataset.settings.name,
+        dataset.fingerprint,
+        dataset.settings,
+        pd.Timestamp(end, tz="UTC"),
+        pd.Timestamp(start, tz="UTC"),
+        seed,
+        dataset.settings.simulated,
+        {},
+    )
+    fitted: dict[str, Fitted] = {}
+    documents: dict[str, Any] = {}
+    for name in MODELS:
+        report, document, model = _train_target(facts, units[name], start, end, seed, say)
+        result.targets[name], documents[name] = report, document
+        if model is not None:
+            fitted[name] = model
+    result.metrics = {
+        "dataset": dataset.settings.name,
+        "fingerprint": dataset.fingerprint,
+        "simulated": dataset.settings.simulated,
+        "as_of": f"{end}Z",
+        "holdout_from": f"{start}Z",
+        "seed": seed,
+        "targets": documents,
+    }
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    if fitted:
+        say("writing the bundle")
+        training = {k: v for k, v in result.metrics.items() if k != "targets"} | {
+            "not_trained": {n: r.why for n, r in result.targets.items() if r.status == "not_trained"}
+        }
+        bundle = Bundle.save(
+            part / "bundle",
+            dataset.settings,
+            {n: f.model for n, f in fitted.items()},
+            {n: f.booster.model_to_string() for n, f in fitted.items()},
+            training,
+        )
+        for name in fitted:
+            _judge(facts, units[name], bundle.targets[name], result.targets[name], documents[name], start, end, seed, say)
+    result.holdout.to_parquet(part / "holdout.parquet", index=False)
+    (part / "metrics.json").write_text(json.dumps(result.metrics, indent=2, allow_nan=False) + "\n")
+    _replace(part, out)
+    if not fitted:
+        reasons = "\n".join(f"  {n}: {r.why}" for n, r in result.targets.items())
+        raise TrainingError(f"no target could be trained; {out / 'metrics.json'} says so too\n{reasons}")
+    return result
+
+
+def _moment(given: pd.Timestamp | str | None, settings: Settings) -> np.datetime64 | None:
+    """A moment in UTC; without a zone it is on the shop's clock."""
+    if given is None:
+        return None
+    try:
+        stamp = pd.Timestamp(given)
+    except ValueError:
+        raise ValueError(f"{given!r} is no date: give one like 2025-05-01 or 2025-05-01T06:00+07:00") from None
+    return moment(stamp if stamp.tz is not None else stamp.tz_localize(settings.timezone))
+
+
+def _default_holdout(units: dict[str, Labels], end: np.datetime64) -> np.datetime64:
+    mature = [u.decided_at[u.known(end)[1]] for u in units.values()]
+    decided = np.concatenate(mature)
+    if not len(decided):
+        raise TrainingError("no label is mature yet: the extract is younger than the windows in dataset.toml")
+    at = np.quantile(decided.astype(np.int64), 1 - HOLDOUT_SHARE).astype(np.int64)
+    return at.astype("datetime64[us]").astype("datetime64[D]").astype("datetime64[us]")
+
+
+def _why_not(facts: Facts, units: Labels, fold: Fold) -> str:
+    """Why a target cannot be trained, or an empty text."""
+    target = TARGETS[units.target]
+    kinds = set(facts.tables.get("events", {}).get("kind", ()))
+    needs = {"late": "delivered", "failed_attempt": "attempt_failed", "damaged": "damaged", "undelivered": "delivered"}
+    if units.target == "returned" and "returns" not in facts.tables:
+        return "the dataset has no table returns"
+    if units.target != "returned" and "parcels" not in facts.tables:
+        return "the dataset has no table parcels"
+    if units.target == "late" and np.isnat(facts.rows.parcels["orders", "promised_to"]).all():
+        return "no order has a promised_to: without a promise nothing is late"
+    needed = needs.get(units.target, "delivered")
+    if needed not in kinds:
+        return f"no event of kind {needed} ({EVENT_KINDS[needed]}) is in the table events"
+    positives = int(fold.train_label.sum())
+    negatives = len(fold.train_label) - positives
+    if min(positives, negatives) < MIN_POSITIVES:
+        lacking = "positives" if positives <= negatives else "negatives"
+        return (
+            f"{min(positives, negatives)} mature {lacking} among {len(fold.train_label)} {target.unit}s before the "
+            f"holdout; at least {MIN_POSITIVES} are needed"
+        )
+    return ""
+
+
+def _period(units: Labels, at: Array, label: Array) -> dict[str, Any]:
+    decided = units.decided_at[at]
+    return {
+        "rows": len(at),
+        "positives": int(label.sum()),
+        "from": f"{decided.min()}Z" if len(at) else None,
+        "to": f"{decided.max()}Z" if len(at) else None,
+    }
+
+
+def _train_target(
+    facts: Facts, units: Labels, start: np.datetime64, end: np.datetime64, seed: int, say: Progress
+) -> tuple[TargetReport, dict[str, Any], Fitted | None]:
+    target, settings = TARGETS[units.target], facts.snapshot.settings
+    rule = maturity_rule(target.name, settings.return_window_days, settings.lost_after_days)
+    fold = split(units, start, end)
+    wrong = violations(units.decided_at, units.matures_at, fold.train, fold.test, start)
+    if wrong:
+        raise AssertionError(f"the split of {target.name} is broken, please report this: {'; '.join(wrong)}")
+    excluded = fold.immature_train + fold.immature_test
+    document: dict[str, Any] = {
+        "status": "not_trained",
+        "why": _why_not(facts, units, fold),
+        "unit": target.unit,
+        "maturity": rule,
+        "excluded_immature": excluded,
+        "excluded": {"train": fold.immature_train, "holdout": fold.immature_test},
+        "train": _period(units, fold.train, fold.train_label),
+        "holdout": _period(units, fold.test, fold.test_label),
+        "metrics": {},
+        "baselines": {},
+    }
+    report = TargetReport("not_trained", document["why"], target.unit, rule, excluded)
+    if report.why:
+        say(f"{target.name}: not trained: {report.why}")
+        return report, document, None
+    say(f"{target.name}: features of {len(units):,} {target.unit}s")
+    every = FeatureSet.for_target(target.name, settings)
+    matrix = values(facts.rows, every)[units.row]
+    useful = _useful(matrix[fold.train])
+    features = FeatureSet(every.unit, tuple(f for f, keep in zip(every.features, useful, strict=True) if keep))
+    matrix = matrix[:, useful]
+    folds = rolling(units, start, 3 if len(fold.train) < MANY_ROWS else 1, 0.4 if len(fold.train) < MANY_ROWS else 0.75)
+    label = np.full(len(units), -1, dtype=np.int8)
+    label[fold.train] = fold.train_label
+    fitted = fit(MODELS[target.name], features, matrix, label, folds, seed, say)
+    report.status = document["status"] = "trained"
+    report.params = fitted.params
+    report.features = features.names
+    report.dropped = [f.name for f, keep in zip(every.features, useful, strict=True) if not keep]
+    document["calibration"] = {
+        "slope": fitted.model.slope,
+        "intercept": fitted.model.intercept,
+        "rows": fitted.calibration_rows,
+        "positives": fitted.calibration_positives,
+    }
+    return report, document, fitted
+
+
+def _useful(matrix: Array) -> Array:
+    """Columns that take two values at least (missing counts as one) in the rows."""
+    first = matrix[0]
+    same = (matrix == first) | (np.isnan(matrix) & np.isnan(first))
+    return ~same.all(axis=0)
+
+
+def _judge(
+    facts: Facts,
+    units: Labels,
+    model: TargetModel,
+    report: TargetReport,
+    document: dict[str, Any],
+    start: np.datetime64,
+    end: np.datetime64,
+    seed: int,
+    say: Progress,
+) -> None:
+    """Evaluate the loaded model, the one that would be served, and its baselines on the holdout."""
+    fold = split(units, start, end)
+    say(f"{units.target}: judging on {len(fold.test):,} {units.unit}s, with baselines and intervals")
+    matrix = values(facts.rows, model.features)[units.row]
+    probability = model.probability(matrix[fold.test])
+    report.holdout = _holdout_frame(
+        units.target, units.unit_id[fold.test], units.decided_at[fold.test], fold.test_label, probability
+    )
+    pick = np.linspace(0, len(fold.test) - 1, min(SAMPLE_ROWS, len(fold.test))).astype(np.int64)
+    rows = matrix[fold.test[pick]]
+    report.sample = pd.DataFrame(rows, columns=model.features.names)
+    report.contributions = model.slope * model.trees.contributions(rows)
+
+    inner = rolling(units, start, 1, 0.75)
+    later = np.zeros(len(units), dtype=bool)
+    later[fold.train] = True
+    if inner:
+        later[inner[0].train] = False
+    early = ~later
+    codes = _codes(facts, units)
+    known = np.zeros(len(units), dtype=np.int8)
+    known[fold.train] = fold.train_label
+    train = np.zeros(len(units), dtype=bool)
+    train[fold.train] = True
+
+    def part(mask: Array) -> BaselineFold:
+        at = np.flatnonzero(mask & train)
+        frame = pd.DataFrame(matrix[at], columns=model.features.names)
+        return BaselineFold(frame, codes.iloc[at].reset_index(drop=True), known[at])
+
+    baselines = fit_baselines(part(early), part(later))
+    test = pd.DataFrame(matrix[fold.test], columns=model.features.names)
+    test_codes = codes.iloc[fold.test].reset_index(drop=True)
+    rivals = {name: b.predict(test, test_codes) for name, b in baselines.items()}
+    report.baseline_notes = {name: b.describe() for name, b in baselines.items()}
+    judged = evaluate(fold.test_label, probability, rivals, groups=units.group[fold.test], seed=seed)
+    document["metrics"], document["baselines"] = judged["metrics"], judged["baselines"]
+    document["against_baselines"] = judged["against"]
+    document["baseline_notes"] = report.baseline_notes
+    document["base"] = float(logistic(np.asarray(model.base)))
+
+
+def _holdout_frame(target: str, ids: Any, decided: Any, label: Any, probability: Any) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "unit_id": pd.Series(ids, dtype="str"),
+            "decided_at": pd.Series(pd.DatetimeIndex(np.asarray(decided, dtype="datetime64[us]")).tz_localize("UTC")),
+            "target": target,
+            "label": np.asarray(label, dtype=np.int8),
+            "probability": np.asarray(probability, dtype=np.float64),
+        }
+    )
+
+
+def _codes(facts: Facts, units: Labels) -> pd.DataFrame:
+    """The raw code columns of the units, for the lookup baseline: what a spreadsheet would group by."""
+    level = facts.rows.parcels if units.unit == "parcel" else facts.rows.lines
+    tables = ("orders", "parcels") if units.unit == "parcel" else ("orders", "parcels", "order_lines", "listings")
+    columns = [(t, c.name) for t in tables for c in TABLES[t].columns if c.kind == "code"]
+    columns += [("orders", "customer_id")] + ([("order_lines", "sku")] if units.unit == "line" else [])
+    columns += [(e.table, e.column) for e in facts.snapshot.settings.extra if e.kind == "code" and e.table in tables]
+    out = {f"{t}.{c}": level[t, c][units.row] for t, c in columns}
+    return pd.DataFrame({name: column for name, column in out.items() if any(v is not None for v in column)})
+
+
+def _replace(part: Path, out: Path) -> None:
+    """Put a finished folder in its place."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, out)
+    shutil.rmtree(old, ignore_errors=True)
