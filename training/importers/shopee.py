@@ -1,8 +1,8 @@
 """A Shopee seller's order export (Indonesia) as a Doorstep dataset.
 
 The export says what became of each order, but not when: it holds the time of the order and its final state. What
-Doorstep needs beside that is assumed here, in one place, always to the later side, so that nothing counts as known before
-it could have been known. The assumptions are part of the report; `docs/importers.md` gives the reasons and the evidence.
+Doorstep needs beside that is assumed here, in one place, always to the later side, so that nothing counts as known
+before it could have been known. The assumptions are part of the report; `docs/importers.md` gives the evidence.
 """
 
 from __future__ import annotations
@@ -179,6 +179,7 @@ SEVERAL = "several categories"
 PLACES = {"Nanggroe Aceh Darussalam": "Aceh"}
 
 _MONTHS = {m.lower(): i for i, m in enumerate(pd.date_range("2024-01-01", periods=12, freq="MS").strftime("%B"), 1)}
+_LOCAL_TIME = r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?"
 _EXAMPLES = 3
 _DAY = pd.Timedelta(days=1)
 _MOMENT = pd.Timedelta(seconds=1)
@@ -437,8 +438,10 @@ def _values(source: Path, column: str, what: str, given: pd.Series, bad: pd.Seri
 def _understand(raw: pd.DataFrame, source: Path) -> pd.DataFrame:
     """Add what each order's texts mean: state, events, code, until, month, carrier, service, level, payment, places."""
     orders = raw.copy()
-    problems, warnings = [], []
-    local = pd.to_datetime(orders["ordered"].replace("", None), format="ISO8601", errors="coerce")
+    problems: list[Problem] = []
+    warnings: list[str] = []
+    plain = orders["ordered"].where(orders["ordered"].str.fullmatch(_LOCAL_TIME))
+    local = pd.to_datetime(plain, format="ISO8601", errors="coerce")
     bad = local.isna() & (orders["ordered"] != "")
     if bad.any():
         problems.append(
@@ -542,22 +545,27 @@ def _times(orders: pd.DataFrame, settle_days: int, return_window_days: int) -> _
     latest = orders["local"].fillna(month_ends - _MOMENT)
     # The window is open to the end of its last day, so the parcel arrived by the end of a day, a window earlier.
     closes = orders["until"] + _DAY - _MOMENT
-    arrived = (closes - return_window_days * _DAY).clip(lower=latest.where(closes.notna()))
+    arrived = closes - return_window_days * _DAY
+    arrived = arrived.where(closes.isna() | (arrived >= latest), latest)
     proven = pd.concat([latest, arrived]).max()
     extracted = proven.normalize() + _DAY
-    warnings = []
+    warnings: list[str] = []
     if closes.notna().any() and closes.min() < extracted - _DAY:
         warnings.append(
             f"a return window that closed on {closes.min():%Y-%m-%d} is said to be open, but the file reaches to "
             f"{proven:%Y-%m-%d}: it may be put together from exports of several days"
         )
-    settled = (orders["local"].fillna(month_ends) + settle_days * _DAY).clip(upper=extracted - _MOMENT)
+    settled = _not_after(orders["local"].fillna(month_ends) + settle_days * _DAY, extracted - _MOMENT)
     settled = arrived.fillna(settled.where(orders["state"] != MOVING, extracted - _MOMENT))
 
     def zoned(values: pd.Series) -> pd.Series:
         return values.dt.tz_localize(TIMEZONE)
 
     return _Times(zoned(ordered), zoned(settled), month_only, extracted.tz_localize(TIMEZONE), tuple(warnings))
+
+
+def _not_after(times: pd.Series, last: pd.Timestamp) -> pd.Series:
+    return times.where(times <= last, last)
 
 
 def _tables(orders: pd.DataFrame, times: _Times, return_window_days: int, freight: bool) -> dict[str, pd.DataFrame]:
@@ -573,7 +581,7 @@ def _tables(orders: pd.DataFrame, times: _Times, return_window_days: int, freigh
     events = happened.explode("kind")
     events["known_at"] = events["happened_at"]
     # The last day of the window, but for an outcome near the end of the file not later than the file itself.
-    requested = (times.settled + (return_window_days - 1) * _DAY).clip(upper=times.extracted_at - _MOMENT)
+    requested = _not_after(times.settled + (return_window_days - 1) * _DAY, times.extracted_at - _MOMENT)
     came_back = (orders["returned"] > 0) & (orders["state"] == ARRIVED)
     return {
         "orders": pd.DataFrame(
