@@ -17,6 +17,7 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,18 +56,20 @@ class TextColumn:
 
     Attributes:
         codes: int32 of shape (rows,); -1 where there is no value.
-        values: the distinct texts, object of shape (n,).
+        words: the distinct texts, an Arrow array of strings of shape (n,).
     """
 
     codes: np.ndarray
-    values: np.ndarray
+    words: pa.Array
+
+    @property
+    def values(self) -> np.ndarray:
+        """The distinct texts, object of shape (n,)."""
+        return np.asarray(self.words.to_numpy(zero_copy_only=False), dtype=object)
 
     def objects(self) -> np.ndarray:
         """The texts, object of shape (rows,), None where there is no value; equal texts are the same object."""
-        table = np.empty(len(self.values) + 1, dtype=object)
-        table[:-1] = self.values
-        table[-1] = None
-        return table[self.codes]
+        return np.append(self.values, np.array([None], dtype=object))[self.codes]
 
 
 @dataclass
@@ -171,10 +174,7 @@ class Dataset:
 
         kinds = _kinds(TABLES[name], self.settings)
         types = {"time": pa.timestamp("us", "UTC"), "number": pa.float64(), "flag": pa.bool_()}
-        columns = {
-            c: pa.array(frame[c], type=types.get(kinds[c], pa.string()), from_pandas=True)
-            for c in map(str, frame.columns)
-        }
+        columns = {c: _arrow(frame[c], types.get(kinds[c], pa.string())) for c in map(str, frame.columns)}
         _replace(target, lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
 
     @cached_property
@@ -208,25 +208,37 @@ def read(path: str | Path) -> Reading:
     zone = _read_toml(folder, reading)
     files = {f.name: f for f in sorted(folder.iterdir()) if f.suffix.lower() in ENDINGS and f.is_file()}
     reading.strangers = [name for name in files if name not in {f"{t}{e}" for t in TABLES for e in ENDINGS}]
-    for name, table in TABLES.items():
-        found = [files[f"{name}{ending}"] for ending in ENDINGS if f"{name}{ending}" in files]
-        if not found:
-            if name in REQUIRED_TABLES:
-                here = ", ".join(files) or "no table at all"
-                todo = suggestion(f"{name}.csv", reading.strangers)
-                allowed = f"{name}.parquet or {name}.csv"
-                what = f"the table is missing; the folder holds {here}"
-                reading.problems.append(Problem(name, "", what, allowed=allowed, todo=todo))
-            continue
-        if len(found) > 1:
-            what = f"is there twice: {found[0].name} and {found[1].name}"
-            reading.problems.append(Problem(name, "", what, allowed="one of them", todo="remove the one that is older"))
-        try:
-            names, load = (_open_parquet if found[0].suffix == ".parquet" else _open_csv)(found[0], reading.problems)
-            _convert_table(table, names, load, zone, reading)
-        except _NoTableError as error:
-            reading.problems.append(Problem(name, "", f"{found[0].name} is no table: {error}", todo=error.todo))
+    # Two at a time: Arrow works outside the interpreter's lock, so one table is decoded while another is converted.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for part in pool.map(lambda table: _read_table(table, files, zone, reading), TABLES.values()):
+            reading.tables |= part.tables
+            reading.problems += part.problems
+            reading.text |= part.text
+            reading.ignored |= part.ignored
+            reading.unusable |= part.unusable
     return _finish(reading)
+
+
+def _read_table(table: Table, files: Mapping[str, Path], zone: ZoneInfo | None, whole: Reading) -> Reading:
+    """What is found in the file of one table, as a reading of its own."""
+    name = table.name
+    part = Reading(settings=whole.settings)
+    found = [files[f"{name}{ending}"] for ending in ENDINGS if f"{name}{ending}" in files]
+    if not found:
+        if name in REQUIRED_TABLES:
+            what = f"the table is missing; the folder holds {', '.join(files) or 'no table at all'}"
+            todo = suggestion(f"{name}.csv", whole.strangers)
+            part.problems.append(Problem(name, "", what, allowed=f"{name}.parquet or {name}.csv", todo=todo))
+        return part
+    if len(found) > 1:
+        what = f"is there twice: {found[0].name} and {found[1].name}"
+        part.problems.append(Problem(name, "", what, allowed="one of them", todo="remove the one that is older"))
+    try:
+        names, load = (_open_parquet if found[0].suffix == ".parquet" else _open_csv)(found[0], part.problems)
+        _convert_table(table, names, load, zone, part)
+    except _NoTableError as error:
+        part.problems.append(Problem(name, "", f"{found[0].name} is no table: {error}", todo=error.todo))
+    return part
 
 
 def read_frames(frames: Mapping[str, pd.DataFrame], settings: Settings) -> Reading:
@@ -252,7 +264,7 @@ def read_frames(frames: Mapping[str, pd.DataFrame], settings: Settings) -> Readi
             columns = {}
             for c in wanted:
                 try:
-                    columns[c] = pa.chunked_array([pa.array(frame[c], from_pandas=True)])
+                    columns[c] = pa.chunked_array([_arrow(frame[c])])
                 except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
                     what = f"holds values of several types: {_first_line(error)}"
                     reading.problems.append(Problem(name, c, what, todo="make them all one type"))
@@ -306,7 +318,8 @@ def _open_parquet(file: Path, problems: list[Problem]) -> tuple[list[str], _Load
     import pyarrow.parquet as pq
 
     try:
-        names = [str(n) for n in pq.read_schema(file).names]
+        schema = pq.read_schema(file)
+        names = [str(n) for n in schema.names]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _NoTableError(
             _first_line(error), "export it again as Parquet, or as CSV under the ending .csv"
@@ -314,7 +327,8 @@ def _open_parquet(file: Path, problems: list[Problem]) -> tuple[list[str], _Load
 
     def load(wanted: list[str], text: list[str]) -> dict[str, pa.ChunkedArray]:
         try:
-            with pq.ParquetFile(file, read_dictionary=text) as opened:
+            words = [c for c in text if pa.types.is_string(schema.field(c).type)]
+            with pq.ParquetFile(file, read_dictionary=words) as opened:
                 table = opened.read(columns=wanted)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise _NoTableError(_first_line(error), "the file is damaged: export it again") from error
@@ -448,11 +462,11 @@ class _Converter:
 
         kind = raw.type.value_type if pa.types.is_dictionary(raw.type) else raw.type
         if pa.types.is_null(kind):
-            return TextColumn(np.full(len(raw), -1, dtype=np.int32), np.empty(0, dtype=object))
-        encoded = (raw if pa.types.is_dictionary(raw.type) else raw.dictionary_encode()).unify_dictionaries()
-        encoded = encoded.combine_chunks()
-        codes = _indices(encoded)
+            return TextColumn(np.full(len(raw), -1, dtype=np.int32), pa.array([], pa.string()))
         try:
+            encoded = (raw if pa.types.is_dictionary(raw.type) else raw.dictionary_encode()).unify_dictionaries()
+            encoded = encoded.combine_chunks()
+            codes = _indices(encoded)
             words = encoded.dictionary
             if pa.types.is_floating(kind):
                 # A spreadsheet or a frame with gaps turns the key 17 into 17.0.
@@ -473,7 +487,7 @@ class _Converter:
             again = trimmed.dictionary_encode()
             codes = np.append(_indices(again), np.int32(-1))[codes]
             trimmed = again.dictionary
-        return TextColumn(codes, trimmed.to_numpy(zero_copy_only=False).astype(object, copy=False))
+        return TextColumn(codes, trimmed)
 
     def values(self, raw: pa.ChunkedArray) -> pd.Series | None:
         """Times, numbers and flags."""
@@ -632,16 +646,23 @@ def _mixed_times(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         The moments (int64, NaT where it is none; local where there is no zone), and where there is no zone (bool).
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     dated = pc.fill_null(pc.match_substring_regex(column, _DATE), False)
-    zoned = pc.fill_null(pc.match_substring_regex(column, _ZONED), False).to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero(dated.to_numpy(zero_copy_only=False))
-    texts = pd.Series(column.take(rows).to_numpy(zero_copy_only=False), dtype=object)
-    parsed = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
+    zoned = pc.fill_null(pc.match_substring_regex(column, _ZONED), False)
     moments = np.full(len(column), _NAT, dtype=np.int64)
-    moments[rows] = pd.DatetimeIndex(parsed).as_unit("us").asi8
-    return moments, ~zoned & (moments != _NAT)
+    for mask, kind in ((zoned, pa.timestamp("us", "UTC")), (pc.invert(zoned), pa.timestamp("us"))):
+        rows = np.flatnonzero(pc.and_(dated, mask).to_numpy(zero_copy_only=False))
+        texts = column.take(rows)
+        try:
+            moments[rows] = _micros(pc.cast(texts, kind))
+        except pa.ArrowInvalid:
+            # Dates that do not exist and digits below the microsecond: slower, but one bad text spoils no other.
+            objects = pd.Series(texts.to_numpy(zero_copy_only=False), dtype=object)
+            parsed = pd.to_datetime(objects, format="ISO8601", utc=True, errors="coerce")
+            moments[rows] = pd.DatetimeIndex(parsed).as_unit("us").asi8
+    return moments, ~zoned.to_numpy(zero_copy_only=False) & (moments != _NAT)
 
 
 def _micros(column: pa.Array) -> np.ndarray:
@@ -663,6 +684,18 @@ def _valid(column: pa.Array) -> np.ndarray:
     return np.array(column.is_valid().to_numpy(zero_copy_only=False), dtype=bool)
 
 
+def _arrow(series: pd.Series, kind: pa.DataType | None = None) -> pa.Array:
+    """A pandas column as Arrow's, with every way of pandas to say "missing" as null."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(series.dtype, pd.DatetimeTZDtype):
+        # By way of integers: the direct way uses `Series.values`, which pandas 3 deprecates for times with a zone.
+        micros = pd.DatetimeIndex(series).as_unit("us").asi8
+        return pc.cast(pa.array(micros, mask=micros == _NAT), pa.timestamp("us", "UTC"))
+    return pa.array(series, type=kind, from_pandas=True)
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
@@ -672,7 +705,7 @@ def _digest(digest: Any, series: pd.Series) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        texts = pa.array(series, type=pa.large_string(), from_pandas=True)
+        texts = _arrow(series, pa.large_string())
         # Lengths tell ("ab", "c") from ("a", "bc"), and -1 tells no value from an empty one.
         digest.update(np.ascontiguousarray(pc.fill_null(pc.binary_length(texts), -1).to_numpy()).tobytes())
         data = texts.buffers()[2]

@@ -10,11 +10,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 MANIFEST = "manifest.json"
 
 
 class ArtefactError(ValueError):
     """A folder is not the artefact it should be; the message says which file, what is wrong and what to do."""
+
+
+def write_frame(frame: pd.DataFrame, to: Path) -> None:
+    """Write a frame as .parquet or .csv (by the ending), whole or not at all."""
+    to = Path(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    part = to.with_name(f".{to.name}.part")
+    if to.suffix == ".csv":
+        frame.to_csv(part, index=False)
+    else:
+        frame.to_parquet(part, index=False)
+    os.replace(part, to)
 
 
 def _sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -167,9 +167,19 @@ class Lookup:
         keys: (n,) uint64 key of each row.
         bucket: (n,) int64, first bucket that is too late to be known to the row.
         parent: lookup of the parent entity for the same rows.
+        trace: told of every count that is read, if given.
     """
 
-    def __init__(self, entity: Entity, counts: Counts, keys: Array, bucket: Array, parent: Lookup | None) -> None:
+    def __init__(
+        self,
+        entity: Entity,
+        counts: Counts,
+        keys: Array,
+        bucket: Array,
+        parent: Lookup | None,
+        trace: list[dict[str, Any]] | None = None,
+    ) -> None:
+        self._trace = trace
         self.entity, self.counts, self.parent = entity, counts, parent
         self.keys, self.bucket = keys, bucket
         self._field = {name: i for i, name in enumerate(entity.fields)}
@@ -202,7 +212,10 @@ class Lookup:
         """
         column = self.counts.sums[:, self._field[field]]
         end = self._place(0) if before is None else self._search(np.minimum(self.bucket, _bucket(before, self.entity)))
-        return (column[end] - column[self._place(window)]).astype(np.float64)
+        found = (column[end] - column[self._place(window)]).astype(np.float64)
+        if self._trace is not None:
+            self._trace.append({"lookup": self, "field": field, "window": window, "count": found})
+        return found
 
     def rate(self, outcome: str, window: int | None = None, strength: float = 50.0) -> Array:
         """Share of positives among mature units, drawn towards the parent's where few are known; (n,) float64.
@@ -262,7 +275,7 @@ class History:
             level = rows.lines if entity.level == "line" else rows.parcels
             keys = key(entity, level)
             parts: list[tuple[Array, Array, Array]] = []
-            for i, name in enumerate(entity.counts):
+            for name in entity.counts:
                 field = entity.fields.index(f"n:{name}")
                 if name in ACTIVITIES:
                     at = (
@@ -302,7 +315,7 @@ class History:
         last = _bucket(self.as_of - np.timedelta64(1, "us"), e) + 1
         bucket = np.minimum(_bucket(level.decided_at, e), last)
         bucket = np.where(np.isnat(level.decided_at), 0, bucket)
-        return Lookup(e, self.counts[entity], key(e, level), bucket, parent)
+        return Lookup(e, self.counts[entity], key(e, level), bucket, parent, level.rows.trace)
 
     def save(self, to: Path) -> None:
         """Write the tables as plain .npy files into the folder."""

@@ -1,9 +1,9 @@
 """What happened, as it came to be known: per outcome and unit, when the label matures and every later change of mind.
 
 An outcome is counted at the time its whole cohort can be judged, not when it shows: a return is known on day 3, a kept
-order only when the return window has closed, and counting each as it comes would make every recent rate wrong. Facts that
-arrive after that (a late scan, a lost parcel found) are changes to the count at the time they became known, so a count
-at t never depends on what was learned at t or later.
+order only when the return window has closed, and counting each as it comes would make every recent rate wrong. Facts
+that arrive after that (a late scan, a lost parcel found) are changes to the count at the time they became known, so a
+count at t never depends on what was learned at t or later.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From requests, or a whole dataset, to answers: risks, why, and whose lever it is. The one path that is served.
 
-`answer` is what `POST /v1/risk` says; `score` is the same for a dataset, as a frame. Both join, compute and explain with the
-same functions, so a parcel gets the same probability either way.
+`answer` is what `POST /v1/risk` says; `score` is the same for a dataset, as a frame. Both join, compute and explain with
+the same functions, so a parcel gets the same probability either way.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ _READ: dict[str, Callable[[Any], Any]] = {"id": str, "code": str, "time": _time,
 
 
 def base_rates(bundle: Bundle | None, snapshot: Snapshot | None) -> tuple[dict[str, float], str]:
-    """Base rates for a degraded answer, and where they come from: the model's, the shop's history, or published ones."""
+    """Base rates for a degraded answer, and their source: the model's data, the shop's history, or published ones."""
     if bundle is not None:
         return {n: m.base_rate for n, m in bundle.targets.items()}, "the loaded model's training data"
     if snapshot is not None:
@@ -302,8 +302,8 @@ def _base_rates(bundle: Bundle | None, snapshot: Snapshot | None, request: Reque
     }
 
 
-def score(bundle: Bundle, rows: Rows) -> Iterator[pd.DataFrame]:
-    """Score and explain all rows, a frame per target.
+def score(bundle: Bundle, rows: Rows, decided_from: np.datetime64 | None = None) -> Iterator[pd.DataFrame]:
+    """Score and explain all rows, or those decided from a moment on, a frame per target.
 
     Columns: unit_id, unit, target, decided_at, probability, base, `team_<name>` points, and drivers, the texts of the
     largest three, largest first.
@@ -313,7 +313,10 @@ def score(bundle: Bundle, rows: Rows) -> Iterator[pd.DataFrame]:
         explained = explain_rows(bundle, rows, name)
         ids = rows.parcel_id if unit == "parcel" else rows.line_id
         decided = (rows.parcels if unit == "parcel" else rows.lines).decided_at
-        keep = np.flatnonzero(~np.equal(ids, None))
+        keep = ~np.equal(ids, None)
+        if decided_from is not None:
+            keep &= decided >= decided_from
+        keep = np.flatnonzero(keep)
         yield pd.DataFrame(
             {
                 "unit_id": ids[keep],

@@ -1,4 +1,4 @@
-"""One training: from a dataset to a bundle that is evaluated as it will be served, next to everything it has to beat."""
+"""One training: from a dataset to a bundle that is evaluated as it will be served, beside everything it has to beat."""
 
 from __future__ import annotations
 
@@ -112,6 +112,8 @@ class TrainingResult:
 class TrainingError(ValueError):
     """No target could be trained; the message says why for each."""
 
+    exit_code = 1
+
 
 def train(
     dataset: Dataset,
@@ -200,7 +202,9 @@ def train(
             training,
         )
         for name in fitted:
-            _judge(facts, units[name], bundle.targets[name], result.targets[name], documents[name], start, end, seed, say)
+            _judge(
+                facts, units[name], bundle.targets[name], result.targets[name], documents[name], start, end, seed, say
+            )
     result.holdout.to_parquet(part / "holdout.parquet", index=False)
     (part / "metrics.json").write_text(json.dumps(result.metrics, indent=2, allow_nan=False) + "\n")
     _replace(part, out)

@@ -31,7 +31,7 @@ def several_variants(rows: Level) -> Array:
     product = combine(parcel.astype(np.uint64) + np.uint64(1), rows.hash("order_lines", "sku"))
     variant = combine(product, rows.hash("order_lines", "variant"))
     # Count distinct variants per product: mark the first line of each (product, variant), then add up per product.
-    _, first, of_variant = np.unique(variant, return_index=True, return_inverse=True)
+    _, first = np.unique(variant, return_index=True)
     is_first = np.zeros(rows.n)
     is_first[first] = 1.0
     is_first[variant == 0] = 0.0

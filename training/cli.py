@@ -1,0 +1,490 @@
+"""The command `doorstep`. Heavy libraries are imported inside the commands that need them, so that `--help` is quick.
+
+Data go to stdout, progress and hints to stderr. Exit status: 0 fine, 1 findings, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from features.dataset import Dataset
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+BUNDLES, SNAPSHOTS = "deploy/bundle", "deploy/snapshot"
+
+
+class Voice:
+    """What the command says beside its data: progress on a terminal, hints, all on stderr.
+
+    Args:
+        verbosity: -1 nothing but errors, 0 progress on a terminal, 1 progress anywhere, with times.
+    """
+
+    def __init__(self, verbosity: int = 0) -> None:
+        self.verbosity = verbosity
+        self.started = time.monotonic()
+        self._open = False
+
+    @property
+    def _live(self) -> bool:
+        return self.verbosity >= 0 and sys.stderr.isatty()
+
+    def progress(self, what: str) -> None:
+        """Say what is being done: one line that is overwritten on a terminal, kept lines with -v, else nothing."""
+        if self.verbosity > 0:
+            click.echo(f"[{time.monotonic() - self.started:6.1f} s] {what}", err=True)
+        elif self._live:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+            click.echo(f"\r\x1b[2K{what[:width]}", err=True, nl=False)
+            self._open = True
+
+    def close(self) -> None:
+        """End the progress line."""
+        if self._open:
+            click.echo("\r\x1b[2K", err=True, nl=False)
+            self._open = False
+
+    def next(self, *lines: str) -> None:
+        """Say what to do next."""
+        self.close()
+        if self.verbosity >= 0:
+            for line in lines:
+                click.secho(f"next: {line}", err=True, dim=True)
+
+
+class Group(click.Group):
+    """Turns what users can mend into one clear message with exit status 2, and keeps the order of the commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Commands in the order of a user's day."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except (ValueError, OSError) as error:
+            raise _said(ctx, error) from error
+
+
+def _said(ctx: click.Context, error: Exception) -> click.ClickException:
+    voice = ctx.find_object(Voice)
+    if voice is not None:
+        voice.close()
+        if voice.verbosity > 0:
+            import traceback
+
+            traceback.print_exception(error, file=sys.stderr)
+    out = click.ClickException(str(error))
+    out.exit_code = getattr(error, "exit_code", 2)
+    return out
+
+
+def _verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    voice = ctx.ensure_object(Voice)
+    if value:
+        voice.verbosity = 1 if param.name == "verbose" else -1
+    return value
+
+
+def voiced(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command -v, -q and, as its first argument, the voice."""
+    command = click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_verbosity, help="Say every step, with times."
+    )(
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_verbosity, help="Say errors only.")(
+            command
+        )
+    )
+    return click.make_pass_decorator(Voice, ensure=True)(command)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+dataset_argument = click.argument("dataset", type=click.Path(path_type=Path))
+mlflow_option = click.option(
+    "--mlflow-uri",
+    metavar="URI",
+    envvar="DOORSTEP_MLFLOW_URI",
+    help="MLflow tracking store or server [default: SQLite in ./mlflow].",
+)
+
+
+def _dump(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, default=str, ensure_ascii=False))
+
+
+def _open(path: Path, voice: Voice) -> Dataset:
+    from features.dataset import Dataset
+
+    voice.progress(f"reading {path}")
+    return Dataset.open(path)
+
+
+def _zoned(value: str | None, dataset: Dataset) -> Any:
+    """A moment from the command line: without a zone it is on the shop's clock."""
+    import pandas as pd
+
+    if value is None:
+        return None
+    try:
+        stamp = pd.Timestamp(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no date: give one like 2025-05-01 or 2025-05-01T06:00+07:00") from None
+    return stamp if stamp.tz is not None else stamp.tz_localize(dataset.settings.timezone)
+
+
+@click.group(cls=Group, context_settings=CONTEXT)
+@click.version_option(package_name="doorstep", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Doorstep learns why parcels fail at the door and why goods come back, and tells the team that can change it.
+
+    A first round: doorstep world shop --parcels 10000, then check, train, promote, snapshot, serve.
+    """
+    ctx.ensure_object(Voice)
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--parcels", type=click.IntRange(1), default=10_000, show_default=True, help="How many parcels.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same bytes.")
+@voiced
+def world(voice: Voice, out: Path, parcels: int, seed: int) -> None:
+    """Make a simulated shop with known causes, as a dataset in OUT."""
+    from training.world import generate
+
+    generate(out, parcels=parcels, seed=seed, progress=voice.progress)
+    voice.close()
+    click.echo(out)
+    voice.next(f"doorstep check {out}")
+
+
+@main.group("import")
+def import_() -> None:
+    """Turn a marketplace's export into a dataset."""
+
+
+@import_.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--with-freight", is_flag=True, help="Keep freight columns, which may be adjusted after the fact.")
+@json_option
+@voiced
+def shopee(voice: Voice, file: Path, out: Path, with_freight: bool, as_json: bool) -> None:
+    """Read a Shopee seller's order export FILE (.xlsx) and write a dataset to OUT."""
+    from training.importers.shopee import import_shopee
+
+    report = import_shopee(file, out, with_freight=with_freight, progress=voice.progress)
+    voice.close()
+    if as_json:
+        _dump(report.to_dict())
+    else:
+        click.echo(str(report))
+    voice.next(f"doorstep check {out}")
+
+
+@main.command()
+@dataset_argument
+@json_option
+@voiced
+@click.pass_context
+def check(ctx: click.Context, voice: Voice, dataset: Path, as_json: bool) -> None:
+    """Check a dataset: every failure at once, with counts and examples. Exit status 1 if it cannot be trained on."""
+    from training.check import check as run
+
+    report = run(dataset, progress=voice.progress)
+    voice.close()
+    if as_json:
+        _dump(report.to_dict())
+    else:
+        click.echo(report.render())
+    voice.next(f"doorstep train {dataset}" if report.ok else "mend the errors above, then check again")
+    ctx.exit(0 if report.ok else 1)
+
+
+@main.command()
+@dataset_argument
+@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=SNAPSHOTS, show_default=True, help="Where to publish it."
+)
+@json_option
+@voiced
+def snapshot(voice: Voice, dataset: Path, as_of: str | None, out: Path, as_json: bool) -> None:
+    """Count what is known and publish it: the history and listings a service needs beside the model."""
+    import tempfile
+
+    from features.snapshot import Snapshot
+    from serving.store import publish
+
+    data = _open(dataset, voice)
+    voice.progress("counting history")
+    made = Snapshot.from_dataset(data, _zoned(as_of, data))
+    with tempfile.TemporaryDirectory() as folder:
+        made.save(Path(folder) / "snapshot")
+        place = publish(Path(folder) / "snapshot", out, info={"as_of": f"{made.as_of}Z", "dataset": data.settings.name})
+    voice.close()
+    if as_json:
+        _dump({"snapshot": str(place), "as_of": f"{made.as_of}Z", "published_to": str(out)})
+    else:
+        click.echo(f"{place}  as of {made.as_of}Z")
+    voice.next(f"doorstep serve --snapshot {out}   (a running service takes it up by itself)")
+
+
+@main.command()
+@dataset_argument
+@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@click.option(
+    "--holdout-from", metavar="DATE", help="Judge on what was decided from then on [default: the latest quarter]."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: runs/NAME].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--log/--no-log", default=True, show_default=True, help="Log to MLflow and register the bundle.")
+@mlflow_option
+@json_option
+@voiced
+def train(
+    voice: Voice,
+    dataset: Path,
+    as_of: str | None,
+    holdout_from: str | None,
+    out: Path | None,
+    seed: int,
+    log: bool,
+    mlflow_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Train every target DATASET allows, judge it on later data beside three baselines, and log it."""
+    from training.pipeline import train as run
+
+    data = _open(dataset, voice)
+    out = out or Path("runs") / dataset.resolve().name
+    result = run(
+        data,
+        as_of=_zoned(as_of, data),
+        holdout_from=_zoned(holdout_from, data),
+        out=out,
+        seed=seed,
+        progress=voice.progress,
+    )
+    version = None
+    if log:
+        from training.registry import Registry
+
+        voice.progress("logging to MLflow")
+        version = Registry(mlflow_uri).log(result, progress=voice.progress).version
+    voice.close()
+    if as_json:
+        _dump(result.metrics)
+    else:
+        from training.report import table
+
+        click.echo(table(result.metrics))
+        click.echo(f"\nbundle {result.bundle_dir}, holdout and metrics beside it")
+        if version is not None:
+            click.echo(f"registered as doorstep version {version}, alias challenger")
+    voice.next("doorstep promote" if log else f"doorstep serve --bundle {result.bundle_dir}")
+
+
+@main.command()
+@dataset_argument
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File for the scores, .parquet or .csv.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    envvar="DOORSTEP_BUNDLE",
+    default=BUNDLES,
+    show_default=True,
+    help="A bundle, or where one is published.",
+)
+@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@click.option("--decided-from", metavar="DATE", help="Score only what was decided from then on.")
+@voiced
+def score(voice: Voice, dataset: Path, out: Path, bundle: Path, as_of: str | None, decided_from: str | None) -> None:
+    """Score a dataset, a row per target and unit, with points of risk by team and the main drivers in words."""
+    import pandas as pd
+
+    from features.files import write_frame
+    from features.snapshot import Facts, moment
+    from serving.bundle import Bundle
+    from serving.score import score as run
+    from serving.store import resolve
+
+    if out.suffix not in (".parquet", ".csv"):
+        raise click.BadParameter(f"{out}: the scores are written as .parquet or .csv", param_hint="--out")
+    loaded = Bundle.load(resolve(bundle))
+    data = _open(dataset, voice)
+    voice.progress("joining tables and counting history")
+    facts = Facts.of(data, _zoned(as_of, data))
+    since = _zoned(decided_from, data)
+    frames = []
+    for frame in run(loaded, facts.rows, None if since is None else moment(since)):
+        voice.progress(f"scored {len(frame):,} units for {frame['target'].iloc[0] if len(frame) else 'a target'}")
+        frames.append(frame)
+    write_frame(pd.concat(frames, ignore_index=True), out)
+    voice.close()
+    click.echo(out)
+    voice.next(f"read {out}: columns unit_id, target, probability, base, team_* and drivers")
+
+
+def _bundles_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--publish",
+        type=click.Path(path_type=Path),
+        default=BUNDLES,
+        show_default=True,
+        help="Where services look for it.",
+    )(command)
+
+
+@main.command()
+@click.argument("version", required=False)
+@_bundles_option
+@mlflow_option
+@json_option
+@voiced
+def promote(voice: Voice, version: str | None, publish: Path, mlflow_uri: str | None, as_json: bool) -> None:
+    """Make VERSION (default: the challenger) the champion and publish its bundle to running services."""
+    from training.registry import Registry
+
+    voice.progress("promoting")
+    done = Registry(mlflow_uri).promote(version, publish=publish)
+    _promoted(voice, done, publish, as_json)
+
+
+@main.command()
+@_bundles_option
+@mlflow_option
+@json_option
+@voiced
+def rollback(voice: Voice, publish: Path, mlflow_uri: str | None, as_json: bool) -> None:
+    """Make the champion before the present one the champion again, and publish its bundle."""
+    from training.registry import Registry
+
+    voice.progress("rolling back")
+    done = Registry(mlflow_uri).rollback(publish=publish)
+    _promoted(voice, done, publish, as_json)
+
+
+def _promoted(voice: Voice, done: Any, publish: Path, as_json: bool) -> None:
+    voice.close()
+    if as_json:
+        _dump(done.to_dict())
+    else:
+        click.echo(str(done))
+    voice.next(f"doorstep serve --bundle {publish}   (a running service takes it up by itself)")
+
+
+@main.command()
+@mlflow_option
+@json_option
+@voiced
+def models(voice: Voice, mlflow_uri: str | None, as_json: bool) -> None:
+    """List the registered versions, their aliases and their headline figures."""
+    from training.registry import Registry
+    from training.report import versions
+
+    voice.progress("reading the registry")
+    found = Registry(mlflow_uri).models()
+    voice.close()
+    if as_json:
+        _dump(found)
+    else:
+        click.echo(versions(found))
+    voice.next("doorstep promote VERSION" if found else "doorstep train DATASET")
+
+
+@main.command()
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    envvar="DOORSTEP_BUNDLE",
+    default=BUNDLES,
+    show_default=True,
+    help="A bundle, or where one is published.",
+)
+@click.option(
+    "--snapshot",
+    type=click.Path(path_type=Path),
+    envvar="DOORSTEP_SNAPSHOT",
+    default=SNAPSHOTS,
+    show_default=True,
+    help="A snapshot, or where one is published.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True, help="0 takes a free one.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@voiced
+def serve(voice: Voice, bundle: Path, snapshot: Path, host: str, port: int, workers: int) -> None:
+    """Serve risks and explanations over HTTP. Without a model it answers base rates, and says so."""
+    from serving.server import run
+
+    run(host=host, port=port, workers=workers, bundle=bundle, snapshot=snapshot)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option(
+    "--dataset",
+    type=click.Path(path_type=Path),
+    envvar="DOORSTEP_DATASET",
+    default=".",
+    show_default="this folder",
+    help="The dataset.",
+)
+@click.option("--parcel", metavar="ID", help="Look at this parcel.")
+@click.option("--line", metavar="ID", help="Look at this order line.")
+@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@json_option
+@voiced
+def feature(
+    voice: Voice,
+    name: str | None,
+    dataset: Path,
+    parcel: str | None,
+    line: str | None,
+    as_of: str | None,
+    as_json: bool,
+) -> None:
+    """Look at a feature NAME: its value for one parcel and the facts that made it. Without NAME, list all features."""
+    from training.report import feature_list, inspected
+
+    if name is None:
+        from features.matrix import catalogue
+        from features.settings import Settings
+
+        own = (dataset / "dataset.toml").exists()  # a shop's extra columns are features too
+        found = catalogue(_open(dataset, voice).settings if own else Settings()).values()
+        voice.close()
+        if as_json:
+            _dump([{"name": f.name, "team": f.team, "lever": f.lever, "level": f.level, "help": f.help} for f in found])
+        else:
+            click.echo(feature_list(found))
+        voice.next("doorstep feature NAME --dataset DATASET --parcel ID")
+        return
+    if (parcel is None) == (line is None):
+        raise click.UsageError("give one of --parcel and --line to look at a value, and --dataset")
+    from training.inspection import inspect
+
+    seen = inspect(_open(dataset, voice), name, parcel=parcel, line=line, as_of=as_of)
+    voice.close()
+    if as_json:
+        _dump(seen.to_dict())
+    else:
+        click.echo(inspected(seen))
+    voice.next("doorstep feature   (lists all features)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Look at one value: a feature of one parcel or line, and the facts that made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.arrays import Array, columns
+from features.dataset import Dataset
+from features.feature import Feature
+from features.history import Lookup, key
+from features.matrix import catalogue, column
+from features.rows import Level, Rows
+from features.settings import suggestion
+from features.snapshot import Facts, moment
+
+
+@dataclass(frozen=True)
+class Count:
+    """A count of history that went into a value.
+
+    Attributes:
+        entity: what it is counted by, with the key columns and their values.
+        field: `n:outcome` (mature units) or `y:outcome` (positives among them), or `n:activity`.
+        window: days (or hours) it looks back; None for all time.
+        value: the count.
+        facts: the latest units in it: unit, known (the day it was counted), units (+1, or -1 taken back), positives.
+    """
+
+    entity: str
+    field: str
+    window: int | None
+    value: float
+    facts: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A feature's value and what made it.
+
+    Attributes:
+        feature: the feature.
+        unit_id: parcel or line.
+        decided_at: the moment whose knowledge counts.
+        value: the value, NaN where it cannot be known.
+        inputs: raw columns that were read, and their values.
+        counts: history that was read.
+    """
+
+    feature: Feature
+    unit_id: str
+    decided_at: np.datetime64
+    value: float
+    inputs: dict[str, list[Any]] = field(default_factory=dict)
+    counts: list[Count] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return {
+            "feature": self.feature.name,
+            "team": self.feature.team,
+            "lever": self.feature.lever,
+            "help": self.feature.help,
+            "unit_id": self.unit_id,
+            "decided_at": f"{self.decided_at}Z",
+            "value": None if np.isnan(self.value) else self.value,
+            "inputs": self.inputs,
+            "counts": [
+                {
+                    "entity": c.entity,
+                    "field": c.field,
+                    "window": c.window,
+                    "value": c.value,
+                    "facts": c.facts.to_dict("records"),
+                }
+                for c in self.counts
+            ],
+        }
+
+
+def inspect(
+    dataset: Dataset,
+    name: str,
+    *,
+    parcel: str | None = None,
+    line: str | None = None,
+    as_of: str | None = None,
+    most: int = 5,
+) -> Inspected:
+    """Compute one feature for one parcel or order line and collect what it was made of.
+
+    Args:
+        dataset: the shop's tables.
+        name: name of the feature.
+        parcel, line: which unit; one of them.
+        as_of: history known before this moment; default everything in the extract. Never anything known at the unit's
+            decision or later.
+        most: how many facts are listed per count.
+
+    Raises:
+        ValueError: no such feature, parcel or line, or both or none of them given.
+    """
+    features = catalogue(dataset.settings)
+    if name not in features:
+        raise ValueError(
+            f"no feature is called {name!r}; {suggestion(name, features) or 'doorstep feature lists them'}"
+        )
+    if (parcel is None) == (line is None):
+        raise ValueError("give one of a parcel and an order line")
+    feature = features[name]
+    end = None
+    if as_of is not None:
+        stamp = pd.Timestamp(as_of)
+        end = moment(stamp if stamp.tz is not None else stamp.tz_localize(dataset.settings.timezone))
+    facts = Facts.of(dataset, end)
+    trace: list[dict[str, Any]] = []
+    rows = Rows(_order_of(columns(dataset.tables), parcel, line), facts.snapshot, trace)
+    unit, ids = ("parcel", rows.parcel_id) if parcel is not None else ("line", rows.line_id)
+    at = int(np.flatnonzero(np.equal(ids, parcel if parcel is not None else line))[0])
+    if unit == "parcel" and feature.level == "line" and feature.aggregate is None:
+        raise ValueError(f"{name} describes order lines only: give --line instead of --parcel")
+    value = float(column(rows, feature, unit)[at])
+    level = rows.parcels if unit == "parcel" else rows.lines
+    mine = _rows_of(rows, feature, unit, at)
+    inputs = {
+        t["column"]: [_plain(t["values"][i]) for i in mine]
+        for t in trace
+        if "column" in t and len(t["values"]) > max(mine, default=-1)
+    }
+    counted = _level(rows, feature)
+    counts = [
+        _count(facts, t["lookup"], t["field"], t["window"], float(t["count"][i]), counted, i, most)
+        for t in trace
+        if "lookup" in t
+        for i in mine
+    ]
+    return Inspected(feature, str(ids[at]), level.decided_at[at], value, inputs, counts)
+
+
+def _level(rows: Rows, feature: Feature) -> Level:
+    return rows.lines if feature.level == "line" else rows.parcels
+
+
+def _rows_of(rows: Rows, feature: Feature, unit: str, at: int) -> list[int]:
+    """The rows of the feature's own level that make the value of the unit's row."""
+    if unit == feature.level:
+        return [at]
+    if unit == "line":
+        return [int(rows.line_parcel[at])]
+    return [int(i) for i in np.flatnonzero(rows.line_parcel == at)]
+
+
+def _order_of(tables: dict[str, dict[str, Array]], parcel: str | None, line: str | None) -> dict[str, dict[str, Array]]:
+    """The tables of the one order the unit belongs to."""
+    table, ids, wanted = ("parcels", "parcel_id", parcel) if parcel is not None else ("order_lines", "line_id", line)
+    found = np.flatnonzero(np.equal(tables.get(table, {}).get(ids, np.empty(0, dtype=object)), wanted))
+    if not len(found):
+        raise ValueError(f"no {ids.removesuffix('_id')} {wanted!r} in the table {table}")
+    order = tables[table]["order_id"][found[0]]
+    out = {}
+    for name in ("orders", "order_lines", "parcels"):
+        if name in tables:
+            keep = np.equal(tables[name]["order_id"], order)
+            out[name] = {c: v[keep] for c, v in tables[name].items()}
+    return out
+
+
+def _count(
+    facts: Facts, lookup: Lookup, name: str, window: int | None, value: float, level: Level, row: int, most: int
+) -> Count:
+    entity = lookup.entity
+    said = ", ".join(f"{c} = {_plain(level[t, c][row])}" for t, c in entity.columns) or "the whole shop"
+    outcome = name.split(":", 1)[1]
+    if outcome not in facts.outcomes:
+        return Count(f"{entity.name} ({said})", name, window, value, pd.DataFrame())
+    happened = facts.outcomes[outcome]
+    unit, at, dn, dy = happened.steps(facts.snapshot.as_of)
+    units = facts.rows.lines if happened.unit == "line" else facts.rows.parcels
+    if entity.level == "line" and happened.unit == "parcel":
+        keys, ids = key(entity, facts.rows.lines), facts.rows.parcel_id
+        has = np.flatnonzero(keys == lookup.keys[row])
+        mask = np.isin(unit, facts.rows.line_parcel[has])
+    else:
+        keys, ids = key(entity, units), facts.rows.line_id if happened.unit == "line" else facts.rows.parcel_id
+        mask = keys[unit] == lookup.keys[row]
+    size = "datetime64[h]" if entity.hourly else "datetime64[D]"
+    bucket = at.astype(size).astype(np.int64)
+    last = lookup.bucket[row] if np.ndim(lookup.bucket) else lookup.bucket
+    mask &= (bucket < last) & (bucket >= (0 if window is None else last - window))
+    if name.startswith("y:"):
+        mask &= dy != 0
+    pick = np.flatnonzero(mask)
+    pick = pick[np.argsort(at[pick], kind="stable")[::-1][:most]]
+    frame = pd.DataFrame(
+        {
+            "unit": ids[unit[pick]],
+            "known": at[pick].astype("datetime64[D]").astype(str),
+            "units": dn[pick],
+            "positives": dy[pick],
+        }
+    )
+    return Count(f"{entity.name} ({said})", name, window, value, frame)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else f"{value}Z"
+    if isinstance(value, float) and np.isnan(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value

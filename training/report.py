@@ -1,0 +1,119 @@
+"""Results in a terminal: metrics beside their baselines, registered versions, features and single values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from features.feature import Feature
+    from training.inspection import Inspected
+
+
+def columns(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """Rows of text as aligned columns; those numbered in `right` are aligned to the right."""
+    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    to_right = set(right)
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if i in to_right else c.ljust(w) for i, (c, w) in enumerate(zip(row, wide, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _value(metric: Mapping[str, Any] | None, digits: int = 3, interval: bool = True) -> str:
+    if not metric or metric.get("value") is None:
+        return "-"
+    said = f"{metric['value']:.{digits}f}"
+    if interval and metric.get("low") is not None:
+        said += f" [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
+    return said
+
+
+def verdict(target: Mapping[str, Any]) -> str:
+    """Whether the model beats all three baselines in log loss, in words that claim no more than the intervals do."""
+    against = {name: found.get("log_loss", {}).get("verdict") for name, found in target["against_baselines"].items()}
+    beaten = [n for n, v in against.items() if v == "better"]
+    if len(beaten) == len(against):
+        return "better than all three baselines"
+    worse = [n for n, v in against.items() if v == "worse"]
+    undecided = [n for n, v in against.items() if v not in ("better", "worse")]
+    parts = []
+    if beaten:
+        parts.append(f"better than {', '.join(beaten)}")
+    if undecided:
+        parts.append(f"cannot be told from {', '.join(undecided)}")
+    if worse:
+        parts.append(f"WORSE than {', '.join(worse)}")
+    return "; ".join(parts)
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """Metrics of a training beside the baselines, one block per target."""
+    said = "SIMULATED data" if metrics.get("simulated") else "data"
+    out = [
+        f"{metrics['dataset']}: {said} as of {metrics['as_of'][:10]}, judged on decisions from "
+        f"{metrics['holdout_from'][:10]} (95 % intervals; verdict by log loss)"
+    ]
+    rows = [["target", "", "AUC", "log loss", "calibration error", "top 10 % hold"]]
+    notes = []
+    for name, target in metrics["targets"].items():
+        if target["status"] != "trained":
+            notes.append(f"{name}: not trained: {target['why']}")
+            continue
+        for who, found in {"model": target["metrics"], **target["baselines"]}.items():
+            model = who == "model"
+            rows.append(
+                [
+                    name if model else "",
+                    who,
+                    _value(found.get("auc"), interval=model),
+                    _value(found.get("log_loss"), 4, model),
+                    _value(found.get("calibration_error"), 4, model),
+                    _value(found.get("top_decile_capture"), 2, model),
+                ]
+            )
+        holdout = target["holdout"]
+        notes.append(
+            f"{name}: {verdict(target)} ({holdout['positives']:,} of {holdout['rows']:,} {target['unit']}s; "
+            f"{target['excluded_immature']:,} too young to judge were left out)"
+        )
+    return "\n".join([*out, columns(rows), "", *notes])
+
+
+def versions(found: Sequence[Mapping[str, Any]]) -> str:
+    """Registered versions as a table."""
+    if not found:
+        return "no version is registered yet"
+    rows = [["version", "aliases", "created", "dataset", "as of", "AUC"]]
+    for v in found:
+        auc = ", ".join(f"{t} {value:.3f}" for t, value in v.get("auc", {}).items())
+        aliases = ", ".join(v.get("aliases", ())) or "-"
+        rows.append([str(v["version"]), aliases, str(v["created"])[:16], str(v["dataset"]), str(v["as_of"])[:10], auc])
+    return columns(rows)
+
+
+def feature_list(found: Iterable[Feature]) -> str:
+    """Features as a table."""
+    rows = [["feature", "team", "lever", "of", "what it is"]]
+    rows += [[f.name, f.team, "yes" if f.lever else "", f.level, f.help] for f in found]
+    return columns(rows)
+
+
+def inspected(seen: Inspected) -> str:
+    """One value and the facts that made it."""
+    f = seen.feature
+    owner = f"{f.team}, {'a lever' if f.lever else 'no lever'}"
+    out = [
+        f"{f.name} of {seen.unit_id}: {seen.value:g}   ({f.say(seen.value)})",
+        f"{f.help} Owner: {owner}.",
+        f"Decided at {seen.decided_at}Z; only what was known before counts.",
+    ]
+    for name, given in seen.inputs.items():
+        out.append(f"  read   {name} = {', '.join('not given' if v is None else str(v) for v in given[:5])}")
+    for count in seen.counts:
+        span = "all time" if count.window is None else f"{count.window} back"
+        out.append(f"  count  {count.field} = {count.value:g} by {count.entity}, {span}")
+        for fact in count.facts.itertuples():
+            out.append(f"           {fact.known}  {fact.unit}  units {fact.units:+d}  positives {fact.positives:+d}")
+    return "\n".join(out)
