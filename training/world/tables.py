@@ -24,8 +24,8 @@ from training.world.outcomes import EVENT_REASONS, KINDS, Outcomes, happen
 from training.world.scenario import PACKAGE_TYPES, RETURN_REASONS, SERVICES, Scenario
 from training.world.shop import REGIONS, ZONES_PER_CITY, Flags, Floats, Ints, Shop, open_shop, stream
 
-Progress = Callable[[int, int], None]
-"""Called with (parcels done, parcels in all)."""
+Progress = Callable[[str], None]
+"""Told what is being done, in a few words."""
 
 _BLOCKS_PER_GROUP = 20
 """Blocks in one row group: large enough to be read fast, small enough not to be felt in memory."""
@@ -54,7 +54,7 @@ def generate(
         out: folder to write; made if absent. One that holds anything but an earlier world is left alone.
         parcels: how many parcels to draw, at least 1.
         seed: which world, 0 or more.
-        progress: called after each block.
+        progress: told after each block how far it is.
         scenario: other parameters than the default.
 
     Returns:
@@ -124,7 +124,7 @@ def _write(shop: Shop, folder: Path, parcels: int, progress: Progress | None) ->
                     writers[name].write_table(group, row_group_size=max(len(group), 1))
                     waiting[name].clear()
             if progress is not None:
-                progress(min((block + 1) * BLOCK, parcels), parcels)
+                progress(f"{min((block + 1) * BLOCK, parcels):,} of {parcels:,} parcels")
     finally:
         for writer in writers.values():
             writer.close()
