@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.contracts import ORDERED_TIMES, TABLES, Table
 from features.dataset import Dataset, DatasetError, Problem, Reading, TextColumn, read
@@ -226,7 +228,6 @@ class _Check:
         self.findings: list[Finding] = [Finding(**{**vars(p), "severity": ERROR}) for p in reading.problems]
         self._text: dict[tuple[str, str], TextColumn] = dict(reading.text)
         self._parents: dict[tuple[str, str], np.ndarray] = {}
-        self._indexes: dict[tuple[str, str], pd.Index] = {}
 
     def report(self) -> Report:
         for name, frame in self.tables.items():
@@ -386,7 +387,7 @@ class _Check:
         """An id or code column as positions in its distinct values."""
         if (table, column) not in self._text:
             codes, values = pd.factorize(self.tables[table][column].to_numpy())
-            self._text[table, column] = TextColumn(codes.astype(np.int32), values)
+            self._text[table, column] = TextColumn(codes.astype(np.int32), pa.array(values, pa.string()))
         return self._text[table, column]
 
     def parents(self, table: str, column: str) -> np.ndarray | None:
@@ -400,13 +401,10 @@ class _Check:
             return None
         if (table, column) not in self._parents:
             child, parent = self.text(table, column), self.text(reference.table, reference.to)
-            first = np.full(len(parent.values) + 1, -1, dtype=np.int64)
+            first = np.full(len(parent.words) + 1, -1, dtype=np.int64)
             rows = np.flatnonzero(parent.codes >= 0)[::-1]
             first[parent.codes[rows]] = rows  # the last to be written is the first row
-            side = (reference.table, reference.to)
-            if side not in self._indexes:
-                self._indexes[side] = pd.Index(parent.values, dtype=object)
-            found = self._indexes[side].get_indexer(pd.Index(child.values, dtype=object))
+            found = np.asarray(pc.fill_null(pc.index_in(child.words, value_set=parent.words), -1))
             self._parents[table, column] = np.append(first[found], -1)[child.codes]
         return self._parents[table, column]
 
