@@ -69,6 +69,11 @@ def match(needles: Array, haystack: Array) -> Array:
     return first[codes[len(haystack) :]]
 
 
+def absent(values: Array) -> Array:
+    """Where an object array of str or None holds no text, (n,) bool."""
+    return np.equal(values, None)  # type: ignore[call-overload,no-any-return]
+
+
 def take(values: Array, at: Array, missing: Any) -> Array:
     """`values[at]`, with `missing` where `at` is negative."""
     if len(at) == 0 or (len(values) and at.min() >= 0):

@@ -146,7 +146,7 @@ def inputs(features: FeatureSet, settings: Settings) -> list[str]:
     facts = _probe(settings)
     trace: list[dict[str, object]] = []
     values(Rows(facts.tables, facts.snapshot, trace), features)
-    return sorted({str(t["column"]) for t in trace})
+    return sorted({str(t["column"]) for t in trace if "column" in t})
 
 
 def fingerprint(features: FeatureSet, settings: Settings) -> str:

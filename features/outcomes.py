@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.arrays import DAY, Array, match
+from features.arrays import DAY, Array, absent, match
 
 if TYPE_CHECKING:
     from features.dataset import Settings
@@ -99,7 +99,7 @@ def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Se
     """
     events = tables.get("events", {})
     n = rows.parcels.n
-    decided = np.where(np.equal(rows.parcel_id, None), NAT, rows.parcels.decided_at)
+    decided = np.where(absent(rows.parcel_id), NAT, rows.parcels.decided_at)
     at = match(events.get("parcel_id", np.empty(0, dtype=object)), rows.parcel_id)
     ok = at >= 0
     unit = at[ok]

@@ -1,8 +1,8 @@
 """From raw tables to rows that features can be computed on: one join, used by training, batch scoring and the service.
 
 Two levels: `parcels` (one row per parcel, and one per order that has no parcel yet) and `lines` (one row per order
-line). Both know `decided_at`, the moment whose knowledge counts. Everything is a numpy array: a request with one parcel and a
-year of a million parcels run through the same code, and a row's values do not depend on the rows beside it.
+line). Both know `decided_at`, the moment whose knowledge counts. Everything is a numpy array: a request with one parcel
+and a year of a million parcels run through the same code, and a row's values do not depend on the rows beside it.
 """
 
 from __future__ import annotations

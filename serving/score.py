@@ -1,7 +1,7 @@
 """From requests, or a whole dataset, to answers: risks, why, and whose lever it is. The one path that is served.
 
-`answer` is what `POST /v1/risk` says; `score` is the same for a dataset, as a frame. Both join, compute and explain with
-the same functions, so a parcel gets the same probability either way.
+`answer` is what `POST /v1/risk` says; `score` is the same for a dataset, as a frame. Both join, compute and explain
+with the same functions, so a parcel gets the same probability either way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.arrays import DAY, DTYPE, MISSING, Array
+from features.arrays import DAY, DTYPE, MISSING, Array, absent
 from features.contracts import TABLES
 from features.matrix import values
 from features.rows import Rows
@@ -313,7 +313,7 @@ def score(bundle: Bundle, rows: Rows, decided_from: np.datetime64 | None = None)
         explained = explain_rows(bundle, rows, name)
         ids = rows.parcel_id if unit == "parcel" else rows.line_id
         decided = (rows.parcels if unit == "parcel" else rows.lines).decided_at
-        keep = ~np.equal(ids, None)
+        keep = ~absent(ids)
         if decided_from is not None:
             keep &= decided >= decided_from
         keep = np.flatnonzero(keep)

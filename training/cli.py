@@ -86,9 +86,13 @@ def _said(ctx: click.Context, error: Exception) -> click.ClickException:
             import traceback
 
             traceback.print_exception(error, file=sys.stderr)
-    out = click.ClickException(str(error))
-    out.exit_code = getattr(error, "exit_code", 2)
-    return out
+    return _Failure(str(error), getattr(error, "exit_code", 2))
+
+
+class _Failure(click.ClickException):
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
 
 
 def _verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.arrays import Array, columns
+from features.arrays import Array, Tables, columns
 from features.dataset import Dataset
 from features.feature import Feature
 from features.history import Lookup, key
@@ -110,6 +110,7 @@ def inspect(
         )
     if (parcel is None) == (line is None):
         raise ValueError("give one of a parcel and an order line")
+    wanted = parcel if parcel is not None else str(line)
     feature = features[name]
     end = None
     if as_of is not None:
@@ -117,9 +118,9 @@ def inspect(
         end = moment(stamp if stamp.tz is not None else stamp.tz_localize(dataset.settings.timezone))
     facts = Facts.of(dataset, end)
     trace: list[dict[str, Any]] = []
-    rows = Rows(_order_of(columns(dataset.tables), parcel, line), facts.snapshot, trace)
+    rows = Rows(_order_of(columns(dataset.tables), "parcels" if parcel is not None else "order_lines", wanted), facts.snapshot, trace)
     unit, ids = ("parcel", rows.parcel_id) if parcel is not None else ("line", rows.line_id)
-    at = int(np.flatnonzero(np.equal(ids, parcel if parcel is not None else line))[0])
+    at = int(np.flatnonzero(ids == wanted)[0])
     if unit == "parcel" and feature.level == "line" and feature.aggregate is None:
         raise ValueError(f"{name} describes order lines only: give --line instead of --parcel")
     value = float(column(rows, feature, unit)[at])
@@ -153,17 +154,17 @@ def _rows_of(rows: Rows, feature: Feature, unit: str, at: int) -> list[int]:
     return [int(i) for i in np.flatnonzero(rows.line_parcel == at)]
 
 
-def _order_of(tables: dict[str, dict[str, Array]], parcel: str | None, line: str | None) -> dict[str, dict[str, Array]]:
-    """The tables of the one order the unit belongs to."""
-    table, ids, wanted = ("parcels", "parcel_id", parcel) if parcel is not None else ("order_lines", "line_id", line)
-    found = np.flatnonzero(np.equal(tables.get(table, {}).get(ids, np.empty(0, dtype=object)), wanted))
+def _order_of(tables: Tables, table: str, wanted: str) -> dict[str, dict[str, Array]]:
+    """The tables of the one order a parcel or line belongs to."""
+    ids = "parcel_id" if table == "parcels" else "line_id"
+    found = np.flatnonzero(tables.get(table, {}).get(ids, np.empty(0, dtype=object)) == wanted)
     if not len(found):
         raise ValueError(f"no {ids.removesuffix('_id')} {wanted!r} in the table {table}")
     order = tables[table]["order_id"][found[0]]
-    out = {}
+    out: dict[str, dict[str, Array]] = {}
     for name in ("orders", "order_lines", "parcels"):
         if name in tables:
-            keep = np.equal(tables[name]["order_id"], order)
+            keep = tables[name]["order_id"] == order
             out[name] = {c: v[keep] for c, v in tables[name].items()}
     return out
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.arrays import Array
+from features.arrays import Array, absent
 from features.outcomes import Outcome
 from features.snapshot import Facts
 from features.vocabulary import TARGETS
@@ -53,7 +53,7 @@ def labels(facts: Facts, target: str) -> Labels:
     rows, unit = facts.rows, TARGETS[target].unit
     level, ids = (rows.parcels, rows.parcel_id) if unit == "parcel" else (rows.lines, rows.line_id)
     outcome = facts.outcomes[target]
-    row = np.flatnonzero(~np.equal(ids, None) & ~np.isnat(level.decided_at))
+    row = np.flatnonzero(~absent(ids) & ~np.isnat(level.decided_at))
     row = row[np.lexsort((ids[row].astype(str), level.decided_at[row]))]
     parcel = row if unit == "parcel" else rows.line_parcel[row]
     return Labels(

@@ -155,9 +155,7 @@ def fit(
     progress(f"{spec.target}: {trees} trees on {len(train):,} rows")
     booster = lgb.train(params, lgb.Dataset(matrix[train], y, free_raw_data=True), num_boost_round=trees)
     usual = tuple(float(v) for v in _medians(matrix[train]))
-    model = TargetModel(
-        spec.target, features, compile_booster(booster), slope, intercept, float(y.mean()), usual
-    )
+    model = TargetModel(spec.target, features, compile_booster(booster), slope, intercept, float(y.mean()), usual)
     return Fitted(model, booster, {**params, "num_trees": trees}, rows, positives)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.arrays import Array, combine
+from features.arrays import Array, absent, combine
 from features.feature import Theme, number, yes_no
 from features.rows import Level
 
@@ -21,7 +21,7 @@ def address_quality(rows: Level) -> Array:
 def orders_before(rows: Level) -> Array:
     """Orders of the customer on earlier days."""
     count = rows.lookup("customer").count("n:ordered", before=rows["orders", "ordered_at"])
-    return np.where(np.equal(rows["orders", "customer_id"], None), np.nan, count)
+    return np.where(absent(rows["orders", "customer_id"]), np.nan, count)
 
 
 @feature("Same product in several variants:", level="line", aggregate="max", show=yes_no)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.arrays import Array, hours_between
+from features.arrays import Array, absent, hours_between
 from features.definitions.order import WEEKDAYS, hour, weekday
 from features.feature import Theme, number, one_of, unit
 from features.rows import Level
@@ -50,7 +50,7 @@ def _ratio(part: Array, whole: Array) -> Array:
 def node_load(rows: Level) -> Array:
     """Parcels the node packed in the last 24 hours by its daily mean over 28 days."""
     node = rows.lookup("node_hours")
-    known = ~np.equal(rows["parcels", "node"], None)
+    known = ~absent(rows["parcels", "node"])
     return np.where(known, _ratio(node.count("n:packed", 24), node.count("n:packed", 672) / 28), np.nan)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from features.arrays import Array
+from features.arrays import Array, absent
 from features.feature import Theme, unit, yes_no
 from features.rows import Level
 
@@ -62,7 +60,7 @@ def product_length(rows: Level) -> Array:
 @feature("The product can be chosen in variants:", level="line", aggregate="max", show=yes_no)
 def has_variant(rows: Level) -> Array:
     """The customer had to choose a size, colour or other variant."""
-    return (~np.equal(rows["order_lines", "variant"], None)).astype(float)
+    return (~absent(rows["order_lines", "variant"])).astype(float)
 
 
 feature.rate("damaged", "category", "Damage share of this category", level="line", aggregate="max")

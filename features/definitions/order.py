@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.arrays import DAY, HOUR, Array, hours_between
+from features.arrays import DAY, HOUR, Array, absent, hours_between
 from features.feature import Theme, one_of, unit, yes_no
 from features.rows import Level
 
@@ -46,7 +46,7 @@ def order_value(rows: Level) -> Array:
 def cash_on_delivery(rows: Level) -> Array:
     """The order is paid at the door (payment code `cod`)."""
     method = rows["orders", "payment_method"]
-    return np.where(np.equal(method, None), np.nan, np.equal(method, "cod").astype(float))
+    return np.where(absent(method), np.nan, np.equal(method, "cod").astype(float))
 
 
 @feature("Business customer", show=yes_no)
