@@ -196,7 +196,7 @@ class Lookup:
         """Row of the running sums at `back` buckets before the decision (None: at the beginning)."""
         at = self._at.get(back)
         if at is None:
-            at = self._at[back] = self._search(0 if back is None else np.clip(self.bucket - back, 0, None))
+            at = self._at[back] = self._search(0 if back is None else np.maximum(self.bucket - back, 0))
         return at
 
     def _search(self, bucket: Array | int) -> Array:

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from features.arrays import Array
+from features.arrays import Array, take
 from features.dataset import Dataset
 from features.definitions import FEATURES
 from features.feature import Feature, Theme, number, yes_no
@@ -107,30 +107,31 @@ def values(rows: Rows, features: FeatureSet) -> Array:
     """The matrix as (n, f) float32, NaN where a value cannot be known. Rows as in `rows.parcels` or `rows.lines`."""
     n = rows.parcels.n if features.unit == "parcel" else rows.lines.n
     out = np.empty((n, len(features.features)), dtype=np.float32)
-    for i, feature in enumerate(features.features):
-        out[:, i] = column(rows, feature, features.unit)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        for i, feature in enumerate(features.features):
+            out[:, i] = _column(rows, feature, features.unit)
+    out[~np.isfinite(out)] = np.nan
     return out
 
 
-def column(rows: Rows, feature: Feature, unit: str) -> Array:
+def _column(rows: Rows, feature: Feature, unit: str) -> Array:
     """One feature for every row of a unit, (n,) float32; computed once per `rows`."""
     level = rows.lines if feature.level == "line" else rows.parcels
     known = level.memo.get(feature.name)
     if known is None:
-        with np.errstate(invalid="ignore", over="ignore"):
-            known = np.asarray(feature.compute(level), dtype=np.float32)
-        known = level.memo[feature.name] = np.where(np.isfinite(known), known, np.float32(np.nan))
+        known = level.memo[feature.name] = feature.compute(level).astype(np.float32)
     if unit == feature.level:
         return known
     if unit == "line":  # a parcel's value holds for each of its lines
-        at = rows.line_parcel
-        return np.where(at >= 0, known[at], np.float32(np.nan)) if rows.parcels.n else np.full(len(at), np.nan)
+        return take(known, rows.line_parcel, np.nan)
     if feature.aggregate is None:
         raise ValueError(f"feature {feature.name} is of order lines only and cannot describe a parcel")
     memo = f"{feature.name}:parcel"
-    if memo not in rows.parcels.memo:
-        rows.parcels.memo[memo] = rows.per_parcel(known.astype(np.float64), feature.aggregate).astype(np.float32)
-    return rows.parcels.memo[memo]
+    whole = rows.parcels.memo.get(memo)
+    if whole is None:
+        whole = rows.per_parcel(known.astype(np.float64), feature.aggregate).astype(np.float32)
+        rows.parcels.memo[memo] = whole
+    return whole
 
 
 def build(rows: Rows, features: FeatureSet) -> pd.DataFrame:

@@ -151,6 +151,26 @@ class Bundle:
         seal(part, to, KIND, PROTOCOL, {"settings": settings.to_json(), "targets": models, "training": dict(training)})
         return Bundle.load(to)
 
+    def columns(self, unit: str) -> FeatureSet:
+        """Every feature that a model of the unit reads, each once: the matrix that all of them are cut from."""
+        return self._columns[unit][0]
+
+    def cut(self, target: str, matrix: Array) -> Array:
+        """The columns of one target's model, (n, f), out of a matrix of `columns`."""
+        unit = TARGETS[target].unit
+        return np.take(matrix, self._columns[unit][1][target], axis=1)
+
+    @cached_property
+    def _columns(self) -> dict[str, tuple[FeatureSet, dict[str, Array]]]:
+        out = {}
+        for unit in ("parcel", "line"):
+            models = [m for m in self.targets.values() if m.features.unit == unit]
+            every = {f.name: f for m in models for f in m.features.features}
+            place = {name: i for i, name in enumerate(every)}
+            cuts = {m.target: np.array([place[n] for n in m.features.names], dtype=np.int64) for m in models}
+            out[unit] = FeatureSet(unit, tuple(every.values())), cuts
+        return out
+
     @cached_property
     def inputs(self) -> list[str]:
         """Raw columns (`table.column`) that any of the models reads."""

@@ -107,12 +107,16 @@ class Explained:
         }
 
 
-def explain_rows(bundle: Bundle, rows: Rows, target: str) -> Explained:
-    """Score and explain a target for all rows of its unit."""
-    model = bundle.targets[target]
-    matrix = values(rows, model.features)
-    probability, risk = model.explain(matrix)
-    return Explained(model, matrix, probability, risk, by_team(risk, model.teams))
+def explain_rows(bundle: Bundle, rows: Rows) -> Iterator[Explained]:
+    """Score and explain every target of a bundle for all rows of its unit."""
+    whole: dict[str, Array] = {}
+    for target, model in bundle.targets.items():
+        unit = TARGETS[target].unit
+        if unit not in whole:
+            whole[unit] = values(rows, bundle.columns(unit))
+        matrix = bundle.cut(target, whole[unit])
+        probability, risk = model.explain(matrix)
+        yield Explained(model, matrix, probability, risk, by_team(risk, model.teams))
 
 
 def answer(bundle: Bundle | None, snapshot: Snapshot | None, requests: Sequence[Request]) -> list[dict[str, Any]]:
@@ -142,7 +146,7 @@ def answer(bundle: Bundle | None, snapshot: Snapshot | None, requests: Sequence[
 def _answer_together(bundle: Bundle, snapshot: Snapshot, requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
     tables = _tables(requests, snapshot)
     rows = Rows(tables, snapshot)
-    by_target = {name: explain_rows(bundle, rows, name) for name in bundle.targets}
+    by_target = {e.model.target: e for e in explain_rows(bundle, rows)}
     parcel_targets = [n for n in by_target if TARGETS[n].unit == "parcel"]
     as_of = f"{snapshot.as_of}Z"
     line = 0
@@ -308,9 +312,8 @@ def score(bundle: Bundle, rows: Rows, decided_from: np.datetime64 | None = None)
     Columns: unit_id, unit, target, decided_at, probability, base, `team_<name>` points, and drivers, the texts of the
     largest three, largest first.
     """
-    for name in bundle.targets:
-        unit = TARGETS[name].unit
-        explained = explain_rows(bundle, rows, name)
+    for explained in explain_rows(bundle, rows):
+        name, unit = explained.model.target, explained.model.features.unit
         ids = rows.parcel_id if unit == "parcel" else rows.line_id
         decided = (rows.parcels if unit == "parcel" else rows.lines).decided_at
         keep = ~absent(ids)

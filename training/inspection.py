@@ -12,7 +12,7 @@ from features.arrays import Array, Tables, columns
 from features.dataset import Dataset
 from features.feature import Feature
 from features.history import Lookup, key
-from features.matrix import catalogue, column
+from features.matrix import FeatureSet, catalogue, values
 from features.rows import Level, Rows
 from features.settings import suggestion
 from features.snapshot import Facts, moment
@@ -118,12 +118,13 @@ def inspect(
         end = moment(stamp if stamp.tz is not None else stamp.tz_localize(dataset.settings.timezone))
     facts = Facts.of(dataset, end)
     trace: list[dict[str, Any]] = []
-    rows = Rows(_order_of(columns(dataset.tables), "parcels" if parcel is not None else "order_lines", wanted), facts.snapshot, trace)
+    table = "parcels" if parcel is not None else "order_lines"
+    rows = Rows(_order_of(columns(dataset.tables), table, wanted), facts.snapshot, trace)
     unit, ids = ("parcel", rows.parcel_id) if parcel is not None else ("line", rows.line_id)
     at = int(np.flatnonzero(ids == wanted)[0])
     if unit == "parcel" and feature.level == "line" and feature.aggregate is None:
         raise ValueError(f"{name} describes order lines only: give --line instead of --parcel")
-    value = float(column(rows, feature, unit)[at])
+    value = float(values(rows, FeatureSet(unit, (feature,)))[at, 0])
     level = rows.parcels if unit == "parcel" else rows.lines
     mine = _rows_of(rows, feature, unit, at)
     inputs = {
