@@ -1,0 +1,319 @@
+"""The BentoML adapter: two endpoints around `serving.score.answer`, their guard, health, metrics and documentation.
+
+Nothing is decided here. One process holds one bundle and one snapshot, each watched and swapped whole; a request takes
+the pair once, when it is validated, and keeps it to the end.
+
+Settings, all optional: `DOORSTEP_BUNDLE` and `DOORSTEP_SNAPSHOT` (a directory, or a store of published versions),
+`DOORSTEP_MAX_BODY` (bytes), `DOORSTEP_WORKERS` (processes).
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import html
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # before bentoml reads it: nothing phones home
+
+import bentoml
+from _bentoml_sdk.io_models import IORootModel
+from _bentoml_sdk.service import Service
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from features.snapshot import Snapshot
+from serving.bundle import Bundle
+from serving.guard import MAX_BODY, SCOPE_KEY, App, Guard
+from serving.schemas import EXAMPLE, Answer, Rules, openapi
+from serving.score import answer, unknown_codes
+from serving.store import Watcher
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Gauge
+
+ENDPOINTS: dict[str, str] = {
+    "/v1/risk": "POST",
+    "/v1/risk/batch": "POST",
+    "/": "GET",
+    "/docs.json": "GET",
+    "/schema.json": "GET",
+    "/livez": "GET",
+    "/healthz": "GET",
+    "/readyz": "GET",
+    "/metrics": "GET",
+}
+"""Everything the service answers."""
+
+_RULES = Rules()
+
+logger = logging.getLogger("doorstep.service")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What one request is answered with; never changed, only replaced."""
+
+    bundle: Bundle | None
+    snapshot: Snapshot | None
+    rules: Rules
+
+
+@dataclass(frozen=True)
+class Work:
+    """A validated request and what it is to be answered with."""
+
+    requests: list[dict[str, Any]]
+    loaded: Loaded
+
+
+class Live:
+    """The bundle and the snapshot of this process.
+
+    Attributes:
+        loaded: the present pair; replaced whole, in one assignment.
+    """
+
+    def __init__(self) -> None:
+        self.bundle = Watcher(
+            os.environ.get("DOORSTEP_BUNDLE") or None, Bundle.load, name="bundle", on_change=self._swap
+        )
+        self.snapshot = Watcher(
+            os.environ.get("DOORSTEP_SNAPSHOT") or None, Snapshot.load, name="snapshot", on_change=self._swap
+        )
+        self.loaded = Loaded(None, None, _RULES if self.bundle.path is None else Rules(closed=False))
+        self.on_swap: Callable[[Loaded], None] = lambda loaded: None
+
+    def start(self) -> None:
+        """Load what is configured, then keep looking for new versions."""
+        for watcher in (self.bundle, self.snapshot):
+            watcher.check()
+            watcher.start()
+
+    def stop(self) -> None:
+        """Stop looking."""
+        self.bundle.stop()
+        self.snapshot.stop()
+
+    def _swap(self) -> None:
+        bundle, snapshot = self.bundle.value, self.snapshot.value
+        known = [x.settings.extra for x in (bundle, snapshot) if x is not None]
+        extra = tuple(dict.fromkeys(e for extras in known for e in extras))
+        closed = bool(known) or self.bundle.path is None
+        now = self.loaded.rules
+        rules = now if (now.extra, now.closed) == (extra, closed) else Rules(extra, closed=closed)
+        self.loaded = Loaded(bundle, snapshot, rules)
+        self.on_swap(self.loaded)
+        freeze()
+
+    def accept(self, path: str, body: bytes) -> Work:
+        """Validate the body of a POST against what is loaded now. Raises Invalid."""
+        loaded = self.loaded
+        read = loaded.rules.many if path.endswith("/batch") else loaded.rules.one
+        return Work(read(body), loaded)
+
+
+@functools.cache
+def live() -> Live:
+    """The state of this process, made when it is first needed and not at import."""
+    return Live()
+
+
+def freeze() -> None:
+    """Put what lives long out of the garbage collector's sight.
+
+    A full collection over an imported pandas and a loaded bundle takes tens of milliseconds, and would fall into
+    requests. What is replaced later is still freed, by its reference counts.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+class Metrics:
+    """Our own Prometheus metrics, beside BentoML's.
+
+    prometheus_client decides when it is imported whether several processes share their figures, from
+    `PROMETHEUS_MULTIPROC_DIR`, which the server sets after this module is imported. So it is imported here, late.
+    """
+
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Gauge
+
+        predictions = Counter("doorstep_predictions_total", "Probabilities served", ["target", "bundle"])
+        # Finding a labelled counter costs more than counting: keep the few there are.
+        self.predictions: Callable[[str, str], Counter] = functools.lru_cache(256)(predictions.labels)
+        self.degraded: Counter = Counter("doorstep_degraded_total", "Answers given from base rates only")
+        self.unknown: Counter = Counter("doorstep_unknown_code_total", "Codes in requests that the history never saw")
+        self.refused: Counter = Counter("doorstep_refused_total", "Requests answered with an error", ["status"])
+        self.info: Gauge = Gauge(
+            "doorstep_bundle_info", "1 for what is served now", ["bundle", "as_of"], multiprocess_mode="livemax"
+        )
+        self._shown: Gauge | None = None
+
+    def swapped(self, loaded: Loaded) -> None:
+        """Say which bundle and snapshot are served now."""
+        if self._shown is not None:
+            self._shown.set(0)
+        bundle = "none" if loaded.bundle is None else loaded.bundle.name
+        as_of = "none" if loaded.snapshot is None else f"{loaded.snapshot.as_of}Z"
+        self._shown = self.info.labels(bundle, as_of)
+        self._shown.set(1)
+
+    def answered(self, work: Work, answers: list[dict[str, Any]]) -> None:
+        """Count what was served."""
+        served: dict[tuple[str, str], int] = {}
+        for a in answers:
+            bundle = a["bundle"] or "none"
+            for target in a["risks"]:
+                served[target, bundle] = served.get((target, bundle), 0) + 1
+            if a["returns"]:
+                served["returned", bundle] = served.get(("returned", bundle), 0) + len(a["returns"])
+            if a["degraded"]:
+                self.degraded.inc()
+        for (target, bundle), n in served.items():
+            self.predictions(target, bundle).inc(n)
+        if work.loaded.snapshot is not None:
+            unknown = sum(len(unknown_codes(work.loaded.snapshot, r)) for r in work.requests)
+            if unknown:
+                self.unknown.inc(unknown)
+
+    def refuse(self, status: int) -> None:
+        """Count an answer of 400 or above."""
+        self.refused.labels(str(status)).inc()
+
+
+@functools.cache
+def metrics() -> Metrics:
+    """The metrics of this process; made after the server has said where they are shared."""
+    return Metrics()
+
+
+def _answer(work: Work) -> list[dict[str, Any]]:
+    loaded = work.loaded
+    try:
+        answers = answer(loaded.bundle, loaded.snapshot, work.requests)
+    except Exception:  # the bench is answered whatever happens, and told what it got
+        logger.exception("the model failed on a valid request: answered with base rates")
+        answers = answer(None, loaded.snapshot, work.requests)
+        for a in answers:
+            a["warnings"].append("the model failed on this request: these are base rates; the service's log says more")
+    metrics().answered(work, answers)
+    return answers
+
+
+def _json(content: Any) -> Any:
+    """A finished response, so that BentoML does not validate and copy the answer once more."""
+    return Response(to_json(content), media_type="application/json")
+
+
+def _page(request: Request) -> Response:
+    rows = "".join(f"<li><code>{method} {html.escape(path)}</code></li>" for path, method in ENDPOINTS.items())
+    return HTMLResponse(
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Doorstep</title>"
+        "<h1>Doorstep</h1><p>The risk that a parcel fails at the door or comes back, why, and whose lever it is.</p>"
+        f"<ul>{rows}</ul><p>Fields, and a worked example of each: <a href='docs.json'>docs.json</a> (OpenAPI).</p>"
+    )
+
+
+def _docs(request: Request) -> Response:
+    loaded = live().loaded
+    example = loaded.rules.one(to_json(EXAMPLE))
+    answers = answer(loaded.bundle, loaded.snapshot, example)
+    return Response(to_json(openapi(loaded.rules, version=_version(), answers=answers)), media_type="application/json")
+
+
+def _version() -> str:
+    try:
+        return version("doorstep")
+    except PackageNotFoundError:  # inside a bento the packages are files, not a distribution
+        return str(_service.bento.tag.version) if _service.bento is not None else "unknown"
+
+
+_pages = Starlette(routes=[Route("/", _page), Route("/docs.json", _docs)])
+
+
+class _Validated:
+    """Input of an endpoint: what the guard made of the body, instead of reading it a second time."""
+
+    __root_input__ = True
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: Any) -> Work:
+        work: Work = request.scope[SCOPE_KEY]
+        return work
+
+
+class RiskInput(_Validated, IORootModel[_RULES.request]):  # type: ignore[misc]
+    """One parcel, as `serving.schemas` describes it."""
+
+
+class RiskBatchInput(_Validated, IORootModel[list[_RULES.request]]):  # type: ignore[misc]
+    """A list of parcels."""
+
+
+class GuardedService(Service[Any]):
+    """A BentoML service whose application stands behind `serving.guard.Guard`, however it is started."""
+
+    def to_asgi(self, is_main: bool = True) -> App:
+        """The ASGI application."""
+        return Guard(
+            super().to_asgi(is_main=is_main),
+            endpoints=ENDPOINTS,
+            accept=live().accept,
+            on_refusal=lambda status: metrics().refuse(status),
+            max_body=int(os.environ.get("DOORSTEP_MAX_BODY", MAX_BODY)),
+        )
+
+
+@bentoml.asgi_app(_pages)
+@bentoml.service(
+    service_class=GuardedService,
+    workers=int(os.environ.get("DOORSTEP_WORKERS", "1")),
+    # BentoML keeps a timer, and with it the whole context of the request, this many seconds after each answer.
+    traffic={"timeout": 10},
+    logging={"access": {"enabled": False}},
+    # Spans that nobody collects cost 0.3 ms a request; in BENTOML_CONFIG `excluded_urls: ""` brings them back.
+    tracing={"excluded_urls": "v1/risk"},
+    envs=[{"name": "BENTOML_DO_NOT_TRACK", "value": "true"}],
+)
+class Doorstep:
+    """Risk that a parcel fails at the door or comes back, why, and whose lever it is."""
+
+    def __init__(self) -> None:
+        state = live()
+        state.on_swap = metrics().swapped
+        state.start()
+        metrics().swapped(state.loaded)
+        freeze()
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Stop watching for new versions."""
+        live().stop()
+
+    @bentoml.api(route="/v1/risk", input_spec=RiskInput)
+    async def risk(self, work: Any, /) -> Answer:
+        """The risks of one parcel, each with its drivers by owner team."""
+        return _json(_answer(work)[0])
+
+    @bentoml.api(route="/v1/risk/batch", input_spec=RiskBatchInput)
+    def risk_batch(self, work: Any, /) -> list[Answer]:
+        """The risks of up to a thousand parcels, in order."""
+        return _json(_answer(work))
+
+
+def asgi() -> App:
+    """The guarded application, for an ASGI server."""
+    app: App = _service.to_asgi()
+    return app
+
+
+_service: Any = Doorstep  # what the decorators made of the class
