@@ -59,6 +59,7 @@ class Feature:
         aggregate: how a line's feature is summarised for a parcel (`max`, `sum`, `mean`); None: for lines only.
         signs: per target, +1 or -1 where a higher value can only raise or only lower the risk.
         about: the outcome whose past it tells; empty for what the row says itself.
+        entity: what that past is counted by (`features.history.ENTITIES`).
     """
 
     name: str
@@ -72,6 +73,7 @@ class Feature:
     aggregate: str | None = None
     signs: Mapping[str, int] = field(default_factory=dict)
     about: str = ""
+    entity: str = ""
 
     def __post_init__(self) -> None:
         """Refuse words that are not in the vocabulary."""
@@ -156,6 +158,7 @@ class Theme:
                 aggregate=aggregate,
                 signs={outcome: 1} if outcome in TARGETS else {},
                 about=outcome,
+                entity=entity,
             )
         )
 
@@ -178,5 +181,6 @@ class Theme:
                 show=lambda value: f"about {number(10**value - 1)}",
                 aggregate=aggregate,
                 about=outcome,
+                entity=entity,
             )
         )

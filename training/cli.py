@@ -192,7 +192,7 @@ def shopee(voice: Voice, file: Path, out: Path, with_freight: bool, as_json: boo
     report = import_shopee(file, out, with_freight=with_freight, progress=voice.progress)
     voice.close()
     if as_json:
-        _dump(report.to_dict())
+        _dump(report.to_json())
     else:
         click.echo(str(report))
     voice.next(f"doorstep check {out}")

@@ -17,6 +17,7 @@ from features.arrays import Array
 from features.contracts import TABLES
 from features.dataset import Dataset
 from features.files import ArtefactError
+from features.history import key
 from features.matrix import FeatureSet, values
 from features.settings import Settings
 from features.snapshot import Facts, moment
@@ -298,7 +299,7 @@ def _train_target(
     say(f"{target.name}: features of {len(units):,} {target.unit}s")
     every = FeatureSet.for_target(target.name, settings)
     matrix = values(facts.rows, every)[units.row]
-    useful = _useful(matrix[fold.train])
+    useful = _useful(matrix[fold.train]) & _own_history(facts, every, units.row[fold.train])
     features = FeatureSet(every.unit, tuple(f for f, keep in zip(every.features, useful, strict=True) if keep))
     matrix = matrix[:, useful]
     folds = rolling(units, start, 3 if len(fold.train) < MANY_ROWS else 1, 0.4 if len(fold.train) < MANY_ROWS else 0.75)
@@ -316,6 +317,23 @@ def _train_target(
         "positives": fitted.calibration_positives,
     }
     return report, document, fitted
+
+
+def _own_history(facts: Facts, features: FeatureSet, row: Array) -> Array:
+    """Which features have a history of their own in the rows.
+
+    Where a shop names no brand, the share "of this brand" falls back to the whole shop's everywhere: as a column it
+    would say little, and as an explanation it would name a brand that is not there.
+    """
+    out = np.ones(len(features.features), dtype=bool)
+    for i, feature in enumerate(features.features):
+        if feature.entity:
+            entity = facts.snapshot.history.entities[feature.entity]
+            line = features.unit == "line"
+            level = facts.rows.lines if line or entity.level == "line" else facts.rows.parcels
+            known = key(entity, level) != 0
+            out[i] = (known[row] if (line or entity.level == "parcel") else known).any()
+    return out
 
 
 def _useful(matrix: Array) -> Array:

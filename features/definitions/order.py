@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.arrays import DAY, HOUR, Array, absent, hours_between
+from features.arrays import HOUR, Array, absent, hours_between
 from features.feature import Theme, one_of, unit, yes_no
 from features.rows import Level
 
@@ -71,14 +71,6 @@ def promise_window_hours(rows: Level) -> Array:
 def promise_weekday(rows: Level) -> Array:
     """Day of the week on which the promise ends, on the shop's clock."""
     return weekday(rows.local(rows["orders", "promised_to"]))
-
-
-@feature("Week of the year", show=lambda v: f"{v:.0f}")
-def season_week(rows: Level) -> Array:
-    """Week of the year of the decision, counted from 1 January: the season."""
-    days = rows.local(rows.decided_at).astype("datetime64[D]")
-    day_of_year = (days - days.astype("datetime64[Y]").astype("datetime64[D]")) / DAY
-    return np.floor(day_of_year / 7)
 
 
 @feature("Products in the parcel:", level="line", aggregate="sum", show=lambda v: f"{v:.0f}")
