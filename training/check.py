@@ -37,16 +37,16 @@ COST_OF_ABSENCE: dict[str, str] = {
     "orders.channel": "channels cannot be told apart",
     "orders.payment_method": "cash on delivery cannot be told from prepaid, often the strongest sign of a refusal",
     "orders.is_business": "businesses, where someone is there to take a parcel, cannot be told from homes",
-    "orders.destination_country": "no history by country",
-    "orders.destination_region": "no history by region, nor by carrier and region",
+    "orders.destination_country": "no history by region, city, zone or lane: fill it even if it is always the same",
+    "orders.destination_region": "no history by region, city or lane (carrier, service and region together)",
     "orders.destination_city": "no history by city",
     "orders.destination_postal": "no history by delivery zone",
     "orders.promised_from": "the width of the promised window is not known",
     "orders.promised_to": "late cannot be trained",
     "orders.order_value": "the value at stake is not known",
-    "order_lines.parcel_id": "a line travels in the only parcel of its order; with several it is not known in which",
+    "order_lines.parcel_id": "a line is taken to travel in the first parcel of its order",
     "order_lines.quantity": "each line counts as one piece",
-    "order_lines.unit_price": "price is no signal, and returns cannot be costed",
+    "order_lines.unit_price": "price and the share of discount are no signals",
     "order_lines.discount": "discount is no signal",
     "order_lines.variant": "sizes and colours of a product cannot be told apart",
     "listings.known_at": "a listing is taken to have always read as it reads now",
@@ -63,10 +63,10 @@ COST_OF_ABSENCE: dict[str, str] = {
     "listings.height_mm": "a package cannot be compared with what is in it",
     "listings.fragility": "fragile goods cannot be told from others: better boxes may look as if they broke things",
     "parcels.node": "warehouses cannot be told apart, and there is no backlog by warehouse",
-    "parcels.packed_at": "the time of the order is taken as the time of decision; nothing of fulfilment is known",
-    "parcels.pickup_cutoff_at": "slack before the pickup is not known",
+    "parcels.packed_at": "the time of decision is that of the order; speed and backlog of packing are not known",
+    "parcels.pickup_cutoff_at": "slack before the pickup, and whether it was missed, is not known",
     "parcels.carrier": "no history by carrier: the carrier team gets few drivers",
-    "parcels.service": "the services of a carrier cannot be told apart",
+    "parcels.service": "no history by service or lane (carrier, service and region together)",
     "parcels.package_type": "package types cannot be compared",
     "parcels.protection_level": "protection cannot be weighed against damage",
     "parcels.package_length_mm": "the size of the package is not known",
@@ -79,13 +79,13 @@ COST_OF_ABSENCE: dict[str, str] = {
     "parcels.address_quality": "poor addresses cannot be told from good ones",
     "parcels.distance_km": "distance is no signal",
     "events.known_at": "an event is taken to be known the moment it happened",
-    "events.reason": "the carrier's reason for a failed attempt is not known",
+    "events.reason": "nothing yet: no model uses it so far",
     "returns.known_at": "a return is taken to be known the moment it was requested",
-    "returns.reason": "why goods came back is not known",
-    "returns.inspected_reason": "the customer's word is all there is on why goods came back",
-    "returns.inspected_at": "an inspected reason is taken to be known with the return",
-    "returns.quantity": "a return counts as the whole line",
-    "returns.refund_value": "returns cannot be costed",
+    "returns.reason": "why goods came back is not known; no model uses it so far",
+    "returns.inspected_reason": "why goods came back rests on the customer's word; no model uses it so far",
+    "returns.inspected_at": "nothing yet: no model uses it so far",
+    "returns.quantity": "a return counts as the whole line, as it does in the models so far",
+    "returns.refund_value": "returns cannot be costed; no model uses it so far",
 }
 """What is lost where a table (`table`) or an optional column (`table.column`) is absent."""
 
@@ -648,7 +648,7 @@ class _Check:
     @staticmethod
     def _shown(table: Table, frame: pd.DataFrame, column: str) -> dict[str, pd.Series]:
         """The columns worth showing of an example row: what names it, what it is, and the one in question."""
-        names = {"orders": (), "events": ("parcel_id", "kind")}.get(table.name, ())
+        names = ("kind", "happened_at") if table.name == "events" else ()
         wanted = dict.fromkeys((*table.required[:1], *table.key[:1], *names, column))
         return {c: frame[c] for c in wanted if c in frame}
 
