@@ -17,7 +17,6 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -208,37 +207,29 @@ def read(path: str | Path) -> Reading:
     zone = _read_toml(folder, reading)
     files = {f.name: f for f in sorted(folder.iterdir()) if f.suffix.lower() in ENDINGS and f.is_file()}
     reading.strangers = [name for name in files if name not in {f"{t}{e}" for t in TABLES for e in ENDINGS}]
-    # Two at a time: Arrow works outside the interpreter's lock, so one table is decoded while another is converted.
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for part in pool.map(lambda table: _read_table(table, files, zone, reading), TABLES.values()):
-            reading.tables |= part.tables
-            reading.problems += part.problems
-            reading.text |= part.text
-            reading.ignored |= part.ignored
-            reading.unusable |= part.unusable
+    for table in TABLES.values():
+        _read_table(table, files, zone, reading)
     return _finish(reading)
 
 
-def _read_table(table: Table, files: Mapping[str, Path], zone: ZoneInfo | None, whole: Reading) -> Reading:
-    """What is found in the file of one table, as a reading of its own."""
+def _read_table(table: Table, files: Mapping[str, Path], zone: ZoneInfo | None, reading: Reading) -> None:
+    """Add what is found in the file of one table to the reading."""
     name = table.name
-    part = Reading(settings=whole.settings)
     found = [files[f"{name}{ending}"] for ending in ENDINGS if f"{name}{ending}" in files]
     if not found:
         if name in REQUIRED_TABLES:
             what = f"the table is missing; the folder holds {', '.join(files) or 'no table at all'}"
-            todo = suggestion(f"{name}.csv", whole.strangers)
-            part.problems.append(Problem(name, "", what, allowed=f"{name}.parquet or {name}.csv", todo=todo))
-        return part
+            todo = suggestion(f"{name}.csv", reading.strangers)
+            reading.problems.append(Problem(name, "", what, allowed=f"{name}.parquet or {name}.csv", todo=todo))
+        return
     if len(found) > 1:
         what = f"is there twice: {found[0].name} and {found[1].name}"
-        part.problems.append(Problem(name, "", what, allowed="one of them", todo="remove the one that is older"))
+        reading.problems.append(Problem(name, "", what, allowed="one of them", todo="remove the one that is older"))
     try:
-        names, load = (_open_parquet if found[0].suffix == ".parquet" else _open_csv)(found[0], part.problems)
-        _convert_table(table, names, load, zone, part)
+        names, load = (_open_parquet if found[0].suffix == ".parquet" else _open_csv)(found[0], reading.problems)
+        _convert_table(table, names, load, zone, reading)
     except _NoTableError as error:
-        part.problems.append(Problem(name, "", f"{found[0].name} is no table: {error}", todo=error.todo))
-    return part
+        reading.problems.append(Problem(name, "", f"{found[0].name} is no table: {error}", todo=error.todo))
 
 
 def read_frames(frames: Mapping[str, pd.DataFrame], settings: Settings) -> Reading:
@@ -586,14 +577,7 @@ class _Converter:
         given = column
         naive: np.ndarray | None = None
         if pa.types.is_string(column.type):
-            try:
-                moments = _micros(pc.cast(column, pa.timestamp("us", "UTC")))
-            except pa.ArrowInvalid:
-                try:
-                    moments = _micros(pc.cast(column, pa.timestamp("us")))
-                    naive = moments != _NAT
-                except pa.ArrowInvalid:
-                    moments, naive = _mixed_times(column)
+            moments, naive = _parse_times(column)
         elif pa.types.is_timestamp(column.type):
             moments = _micros(pc.cast(column, pa.timestamp("us", column.type.tz), safe=False))
             naive = None if column.type.tz else moments != _NAT
@@ -640,29 +624,34 @@ class _Converter:
         )
 
 
-def _mixed_times(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Microseconds since 1970 of texts of which some have a zone, some have none and some are no times.
+def _parse_times(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Moments of texts of which some may have a zone, some none, and some may be no times.
+
+    Arrow parses a whole column of one form at once and fails for any other, so the forms are tried from the common to
+    the odd: all with a zone, all without, the same but for texts that are no dates, and in the end one by one.
 
     Returns:
-        The moments (int64, NaT where it is none; local where there is no zone), and where there is no zone (bool).
+        Microseconds since 1970 (int64, NaT where it is none; local where there is no zone); where there is no zone.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    dated = pc.fill_null(pc.match_substring_regex(column, _DATE), False)
-    zoned = pc.fill_null(pc.match_substring_regex(column, _ZONED), False)
-    moments = np.full(len(column), _NAT, dtype=np.int64)
-    for mask, kind in ((zoned, pa.timestamp("us", "UTC")), (pc.invert(zoned), pa.timestamp("us"))):
-        rows = np.flatnonzero(pc.and_(dated, mask).to_numpy(zero_copy_only=False))
-        texts = column.take(rows)
-        try:
-            moments[rows] = _micros(pc.cast(texts, kind))
-        except pa.ArrowInvalid:
-            # Dates that do not exist and digits below the microsecond: slower, but one bad text spoils no other.
-            objects = pd.Series(texts.to_numpy(zero_copy_only=False), dtype=object)
-            parsed = pd.to_datetime(objects, format="ISO8601", utc=True, errors="coerce")
-            moments[rows] = pd.DatetimeIndex(parsed).as_unit("us").asi8
-    return moments, ~zoned.to_numpy(zero_copy_only=False) & (moments != _NAT)
+    zoned, naive = pa.timestamp("us", "UTC"), pa.timestamp("us")
+    for dates_only in (False, True):
+        if dates_only:
+            texts = pc.if_else(pc.match_substring_regex(texts, _DATE), texts, pa.scalar(None, pa.string()))
+        for kind in (zoned, naive):
+            try:
+                moments = _micros(pc.cast(texts, kind))
+            except pa.ArrowInvalid:
+                continue
+            return moments, (moments != _NAT) & (kind is naive)
+    parsed = pd.to_datetime(
+        pd.Series(texts.to_numpy(zero_copy_only=False), dtype=object), format="ISO8601", utc=True, errors="coerce"
+    )
+    moments = pd.DatetimeIndex(parsed).as_unit("us").asi8
+    has_zone = pc.fill_null(pc.match_substring_regex(texts, _ZONED), False).to_numpy(zero_copy_only=False)
+    return moments, ~has_zone & (moments != _NAT)
 
 
 def _micros(column: pa.Array) -> np.ndarray:
