@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.arrays import DAY, Array, absent, match
+from features.arrays import DAY, Array, absent, match, take
 
 if TYPE_CHECKING:
     from features.dataset import Settings
@@ -140,9 +140,16 @@ def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Se
 
     handed, cutoff = first(of("handed_over"), happened), rows.parcels["parcels", "pickup_cutoff_at"]
     handed_known = first(of("handed_over"), known)
-    judged = np.where(np.isnat(withdrawn), np.maximum(cutoff, handed_known), withdrawn)
-    missed = ~np.isnat(withdrawn) | (handed > cutoff)
-    at_risk = np.flatnonzero(~np.isnat(judged))
+    # Judged by whichever is known first; a handover given up later turns the label then, not before.
+    judged = np.maximum(cutoff, handed_known)
+    judged = np.where(judged < withdrawn, judged, np.where(np.isnat(withdrawn), judged, withdrawn))
+    judged = np.maximum(judged, decided)  # a scan dated before the parcel was packed tells nothing before it
+    judged_unit, gone = np.flatnonzero(~np.isnat(judged)), np.flatnonzero(~np.isnat(withdrawn))
+    missed = (withdrawn <= judged) | (handed > cutoff)
+    h_unit = np.concatenate([judged_unit, gone])
+    h_known = np.concatenate([judged[judged_unit], withdrawn[gone]])
+    h_value = np.concatenate([missed[judged_unit], np.ones(len(gone))]).astype(np.int8)
+    h_order = np.lexsort((h_known, h_unit))
     by = {
         "late": Outcome(
             "late",
@@ -156,12 +163,12 @@ def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Se
         "damaged": Outcome("damaged", "parcel", settled, 0, *facts(of("damaged"), 1), withdrawn),
         "undelivered": Outcome("undelivered", "parcel", settled, 1, f_unit, f_known, f_value, withdrawn),
         "handover": Outcome(
-            "handover", "parcel", judged, 0, at_risk, judged[at_risk], missed[at_risk].astype(np.int8), never
+            "handover", "parcel", judged, 0, h_unit[h_order], h_known[h_order], h_value[h_order], never
         ),
     }
     door, door_known = first(delivered, happened), first(delivered, known)
-    closes = np.maximum(door + settings.return_window_days * DAY, door_known)
-    by["returned"] = _returned(tables.get("returns", {}), rows, np.where(np.isnat(withdrawn), closes, NAT))
+    closes = np.maximum(np.maximum(door + settings.return_window_days * DAY, door_known), decided)
+    by["returned"] = _returned(tables.get("returns", {}), rows, closes, withdrawn)
     return by
 
 
@@ -178,7 +185,7 @@ def _running_latest(unit: Array, happened: Array) -> Array:
     return place[top]
 
 
-def _returned(returns: Mapping[str, Array], rows: Rows, closes: Array) -> Outcome:
+def _returned(returns: Mapping[str, Array], rows: Rows, closes: Array, withdrawn: Array) -> Outcome:
     none: Array = np.empty(0, dtype="datetime64[us]")
     line = match(returns.get("line_id", np.empty(0, dtype=object)), rows.line_id)
     requested = returns.get("requested_at", none)
@@ -186,17 +193,13 @@ def _returned(returns: Mapping[str, Array], rows: Rows, closes: Array) -> Outcom
     known = np.where(np.isnat(known), requested, known)
     order = np.lexsort((known, line))
     order = order[line[order] >= 0]
-    n = rows.lines.n
-    has = rows.line_parcel >= 0
-    matures = np.full(n, NAT)
-    matures[has] = closes[rows.line_parcel[has]]
     return Outcome(
         "returned",
         "line",
-        matures,
+        take(closes, rows.line_parcel, NAT),
         0,
         line[order],
         known[order],
         np.ones(len(order), dtype=np.int8),
-        np.full(n, NAT),
+        take(withdrawn, rows.line_parcel, NAT),
     )

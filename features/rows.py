@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from features.arrays import DTYPE, MISSING, Array, Tables, hash_codes, local, match, take
+from features.arrays import DTYPE, MISSING, Array, Tables, absent, hash_codes, local, match, take
 from features.contracts import TABLES
 from features.listings import Listings
 
@@ -80,9 +80,10 @@ class Rows:
     Attributes:
         parcels, lines: the two levels.
         parcel_id, line_id: (n,) object; parcel_id is None for an order without parcel.
-        line_parcel: (n_lines,) int64, the row of `parcels` a line belongs to.
+        line_parcel: (n_lines,) int64, the row of `parcels` a line belongs to: the parcel it names, else the one of its
+            order that was decided first; -1 where neither is known.
         order_id: (n_parcels,) object.
-        first_of_order: (n_parcels,) bool, one row per order.
+        first_of_order: (n_parcels,) bool, one row per order, the one decided first.
     """
 
     def __init__(self, tables: Tables, snapshot: Snapshot, trace: list[dict[str, Any]] | None = None) -> None:
@@ -91,7 +92,12 @@ class Rows:
         self.trace = trace
         self.kinds = {(t.name, c.name): c.kind for t in TABLES.values() for c in t.columns}
         self.kinds |= {(e.table, e.column): e.kind for e in snapshot.settings.extra}
-        self.known_at = {(e.table, e.column): e.known_at for e in snapshot.settings.extra if e.known_at}
+        # Known with its row, if it names the row's own time of knowledge; else only from a time of its own.
+        self.known_at = {
+            (e.table, e.column): e.known_at
+            for e in snapshot.settings.extra
+            if e.known_at is not None and e.known_at not in TABLES[e.table].known_at
+        }
         orders, parcels = tables.get("orders", {}), tables.get("parcels", {})
         lines = tables.get("order_lines", {})
         none: Array = np.empty(0, dtype=object)
@@ -121,11 +127,17 @@ class Rows:
         self.line_id = lines.get("line_id", none)
         line_order = match(lines.get("order_id", none), order_ids)
         first = np.full(len(order_ids) + 1, -1, dtype=np.int64)
-        first[order_at[::-1]] = np.arange(n)[::-1]  # an order's first row; parcels of no known order land in the last
+        # An order's first row is the one decided first, not the first in the file: which one that is must not change
+        # when a later parcel of the order comes to be known. Parcels of no known order land in the last place.
+        early = np.argsort(self.parcels.decided_at, kind="stable")[::-1]
+        first[order_at[early]] = early
         first[-1] = -1
         self.first_of_order = first[order_at] == np.arange(n)
-        mine = match(self._given(lines, "order_lines", "parcel_id", len(self.line_id)), parcel_ids)
-        self.line_parcel = np.where(mine >= 0, mine, first[line_order])
+        named = self._given(lines, "order_lines", "parcel_id", len(self.line_id))
+        mine, other = match(named, parcel_ids), first[line_order]
+        # A line of a parcel that is not known yet waits for it: it does not travel with the order's other parcel.
+        waits = (mine < 0) & ~absent(named) & (take(parcel_at, other, -1) >= 0)
+        self.line_parcel = np.where(mine >= 0, mine, np.where(waits, -1, other))
         decided = take(self.parcels.decided_at, self.line_parcel, np.datetime64("NaT", "us"))
 
         def line_column(table: str, column: str) -> Array:
