@@ -119,21 +119,24 @@ def combine(*hashes: Array) -> Array:
 
 @lru_cache(maxsize=8)
 def _transitions(zone: str) -> tuple[Array, Array]:
-    """Moments (UTC) from which an offset of the zone holds, and the offsets, 2000 to 2040, to the hour."""
+    """Moments (UTC) from which an offset of the zone holds, and the offsets, 2000 to 2040, to the minute."""
     tz = zoneinfo.ZoneInfo(zone)
     start = datetime(2000, 1, 1, tzinfo=UTC)
 
-    def offset(hours: int) -> timedelta:
-        return (start + timedelta(hours=hours)).astimezone(tz).utcoffset() or timedelta(0)
+    def offset(minutes: int) -> timedelta:
+        return (start + timedelta(minutes=minutes)).astimezone(tz).utcoffset() or timedelta(0)
 
-    at, offsets = [0], [offset(0)]
-    for hours in range(24, 24 * 366 * 40, 24):
-        if offset(hours) != offsets[-1]:
-            change = next(h for h in range(hours - 23, hours + 1) if offset(h) != offsets[-1])
-            at.append(change)
-            offsets.append(offset(hours))
+    at, offsets, day = [0], [offset(0)], 24 * 60
+    for minutes in range(day, day * 366 * 40, day):
+        if offset(minutes) != offsets[-1]:
+            before, after = minutes - day, minutes
+            while after - before > 1:
+                middle = (before + after) // 2
+                before, after = (middle, after) if offset(middle) == offsets[-1] else (before, middle)
+            at.append(after)
+            offsets.append(offset(minutes))
     begin = np.datetime64("2000-01-01", "us")
-    return begin + np.array(at) * HOUR, np.array(offsets, dtype="timedelta64[us]")
+    return begin + np.array(at, dtype="timedelta64[m]"), np.array(offsets, dtype="timedelta64[us]")
 
 
 def local(times: Array, zone: str) -> Array:

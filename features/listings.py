@@ -42,7 +42,7 @@ class Listings:
         seconds = np.where(np.isnat(known), np.datetime64(0, "s"), known.astype("datetime64[s]")).astype(np.int64)
         products, place = np.unique(sku[keep], return_inverse=True)
         order = (place.astype(np.int64) << _SECONDS) | np.clip(seconds[keep], 0, None)
-        by = np.argsort(order, kind="stable")
+        by = np.lexsort((known[keep], order))
         at = np.flatnonzero(keep)[by]
         columns = {name: values[at] for name, values in table.items() if name not in ("sku", "known_at")}
         return Listings(order[by], products, columns)
