@@ -46,10 +46,10 @@ def seal(part: Path, to: Path, kind: str, protocol: int, meta: Mapping[str, Any]
     files = {str(p.relative_to(part)): _sha256(p) for p in sorted(part.rglob("*")) if p.is_file()}
     manifest: dict[str, Any] = {"kind": kind, "protocol": protocol, "meta": dict(meta), "files": files}
     manifest["seal"] = _seal(manifest)
-    (part / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    (part / MANIFEST).write_bytes(_text(manifest))
     to.parent.mkdir(parents=True, exist_ok=True)
     if to.exists():
-        if not (to / MANIFEST).exists() and any(to.iterdir()):
+        if not to.is_dir() or (any(to.iterdir()) and not _is(to, kind)):
             raise ArtefactError(f"{to}: is there already and is no {kind}: name another folder")
         old = to.with_name(f".{to.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -58,6 +58,19 @@ def seal(part: Path, to: Path, kind: str, protocol: int, meta: Mapping[str, Any]
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(part, to)
+
+
+def _is(folder: Path, kind: str) -> bool:
+    """Whether a folder says it is an artefact of the kind, sound or not: only such a one may be replaced."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_bytes())["kind"] == kind)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _text(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest as it is written: one form only, so that its digest names its content."""
+    return (json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -83,9 +96,11 @@ def verify(folder: Path, kind: str, protocol: int, make: str) -> dict[str, Any]:
     folder = Path(folder)
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        text = path.read_bytes()
+        manifest = json.loads(text)
         found, number = manifest["kind"], manifest["protocol"]
         files, meta = dict(manifest["files"]), dict(manifest["meta"])
+        whole = manifest["seal"] == _seal(manifest) and text == _text(manifest)
     except FileNotFoundError:
         raise ArtefactError(f"{folder}: no {kind} here ({MANIFEST} is missing): make one with `{make}`") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -96,7 +111,7 @@ def verify(folder: Path, kind: str, protocol: int, make: str) -> dict[str, Any]:
         raise ArtefactError(
             f"{folder}: {kind} of protocol {number}, this version reads {protocol}: make a new one with `{make}`"
         )
-    if manifest.get("seal") != _seal(manifest):
+    if not whole:
         raise ArtefactError(f"{path}: was changed after it was written: copy the {kind} again")
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     if there != set(files):
