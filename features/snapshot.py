@@ -95,8 +95,8 @@ class Snapshot:
         part = to.with_name(f".{to.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         self.history.save(part / "history")
-        frame = {"order": self.listings.order, **self.listings.columns}
-        pd.DataFrame(frame).to_parquet(part / "listings.parquet", index=False)
+        pd.DataFrame(dict(self.listings.columns)).to_parquet(part / "listings.parquet", index=False)
+        np.save(part / "order.npy", self.listings.order, allow_pickle=False)
         np.save(part / "products.npy", self.listings.products, allow_pickle=False)
         (part / "codes.json").write_text(json.dumps(self.codes, indent=1, sort_keys=True))
         meta = {"as_of": f"{self.as_of}Z", "settings": self.settings.to_json()}
@@ -112,10 +112,9 @@ class Snapshot:
         folder = Path(folder)
         meta = verify(folder, KIND, PROTOCOL, "doorstep snapshot DATASET --out DIR")
         settings = Settings.from_json(meta["settings"])
-        frame = pd.read_parquet(folder / "listings.parquet")
-        table = columns({"listings": frame})["listings"]
-        order = table.pop("order")
-        listings = Listings(order, np.load(folder / "products.npy", allow_pickle=False), table)
+        table = columns({"listings": pd.read_parquet(folder / "listings.parquet")})["listings"]
+        order, products = (np.load(folder / f"{n}.npy", allow_pickle=False) for n in ("order", "products"))
+        listings = Listings(order, products, table)
         codes = {k: tuple(v) for k, v in json.loads((folder / "codes.json").read_text()).items()}
         history = History.load(folder / "history", entities(settings))
         return Snapshot(np.datetime64(meta["as_of"].removesuffix("Z"), "us"), settings, history, listings, codes)
