@@ -126,12 +126,11 @@ def inspect(
         raise ValueError(f"{name} describes order lines only: give --line instead of --parcel")
     value = float(values(rows, FeatureSet(unit, (feature,)))[at, 0])
     level = rows.parcels if unit == "parcel" else rows.lines
-    mine = _rows_of(rows, feature, unit, at)
-    inputs = {
-        t["column"]: [_plain(t["values"][i]) for i in mine]
-        for t in trace
-        if "column" in t and len(t["values"]) > max(mine, default=-1)
-    }
+    mine = _rows_of(rows, feature.level, unit, at)
+    read = {"parcel": _rows_of(rows, "parcel", unit, at), "line": _rows_of(rows, "line", unit, at)}
+    if feature.level == "parcel":  # what it read of lines, it read of all lines of the parcel
+        read["line"] = [int(i) for p in read["parcel"] for i in np.flatnonzero(rows.line_parcel == p)]
+    inputs = {t["column"]: [_plain(t["values"][i]) for i in read[t["level"]]] for t in trace if "column" in t}
     counted = _level(rows, feature)
     counts = [
         _count(facts, t["lookup"], t["field"], t["window"], float(t["count"][i]), counted, i, most)
@@ -146,12 +145,12 @@ def _level(rows: Rows, feature: Feature) -> Level:
     return rows.lines if feature.level == "line" else rows.parcels
 
 
-def _rows_of(rows: Rows, feature: Feature, unit: str, at: int) -> list[int]:
-    """The rows of the feature's own level that make the value of the unit's row."""
-    if unit == feature.level:
+def _rows_of(rows: Rows, level: str, unit: str, at: int) -> list[int]:
+    """The rows of a level that belong to the unit's row."""
+    if unit == level:
         return [at]
     if unit == "line":
-        return [int(rows.line_parcel[at])]
+        return [int(rows.line_parcel[at])] if rows.line_parcel[at] >= 0 else []
     return [int(i) for i in np.flatnonzero(rows.line_parcel == at)]
 
 
@@ -191,7 +190,7 @@ def _count(
     size = "datetime64[h]" if entity.hourly else "datetime64[D]"
     bucket = at.astype(size).astype(np.int64)
     last = lookup.bucket[row] if np.ndim(lookup.bucket) else lookup.bucket
-    mask &= (bucket < last) & (bucket >= (0 if window is None else last - window))
+    mask &= (bucket < last) & (bucket >= (0 if window is None else last - window)) & (lookup.keys[row] != 0)
     if name.startswith("y:"):
         mask &= dy != 0
     pick = np.flatnonzero(mask)
