@@ -129,7 +129,7 @@ def violations(
     young = int(np.count_nonzero(~(matures_at[train] < at)))
     if young:
         found.append(f"{young} training labels were not mature at {at}")
-    past = int(np.count_nonzero(decided_at[test] < at))
+    past = int(np.count_nonzero(~(decided_at[test] >= at)))
     if past:
         found.append(f"{past} test units were decided before {at}")
     if len(train) and len(test) and not matures_at[train].max() < decided_at[test].min():
