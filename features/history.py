@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
+import pandas as pd
 
 from features.arrays import Array, combine
 
@@ -122,13 +124,28 @@ def key(entity: Entity, level: Level) -> Array:
 
 
 @dataclass(frozen=True)
+class Change:
+    """Changes of an entity's counts.
+
+    Attributes:
+        row: (c,) int64, the row whose key they belong to.
+        bucket: (c,) int64, day or hour at which they became known.
+        fields: (c,) change of each field, by its name.
+    """
+
+    row: Array
+    bucket: Array
+    fields: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
 class Counts:
     """The table of one entity: rows sorted by key and bucket of knowledge.
 
     Attributes:
         keys: (k,) uint64, sorted.
         order: (r,) int64, `place of the key << 22 | bucket`, ascending.
-        sums: (r + 1, f) int64 running sums over all rows before, fields as in `Entity.fields`.
+        sums: (r + 1, f) int32 running sums over all rows before, fields as in `Entity.fields`.
     """
 
     keys: Array
@@ -136,26 +153,50 @@ class Counts:
     sums: Array
 
     @staticmethod
-    def of(key: Array, bucket: Array, changes: Array) -> Counts:
-        """Add up changes (c, f) by key (c,) uint64 and bucket (c,); key 0 (unknown) is left out."""
-        keep = key != 0
-        key, bucket, changes = key[keep], bucket[keep], changes[keep]
-        keys, place = np.unique(key, return_inverse=True)
-        return Counts._add((place.astype(np.int64) << _SHIFT) | bucket.astype(np.int64), keys, changes)
+    def of(entity: Entity, key: Array, changes: Sequence[Change]) -> Counts:
+        """Add up changes by key and bucket of knowledge.
 
-    @staticmethod
-    def _add(at: Array, keys: Array, changes: Array) -> Counts:
-        by = np.argsort(at, kind="stable")
-        at = at[by]
-        starts = np.flatnonzero(np.r_[True, at[1:] != at[:-1]]) if len(at) else np.empty(0, dtype=np.int64)
-        sums = np.zeros((len(starts) + 1, changes.shape[1]), dtype=np.int64)
-        if len(starts):
-            sums[1:] = np.cumsum(np.add.reduceat(changes[by], starts, axis=0, dtype=np.int64), axis=0)
-        return Counts(keys, at[starts], sums)
+        Args:
+            entity: whose counts they are.
+            key: (n,) uint64 key of each row; changes of rows with key 0 (unknown) are left out.
+            changes: what to add.
+        """
+        place, found = pd.factorize(key)
+        order = np.argsort(found)
+        keys = found[order]
+        rank = np.empty(len(found), dtype=np.int64)
+        rank[order] = np.arange(len(found))
+        place = np.where(key != 0, rank[place] if len(found) else place, -1)
+        parts = [(c, at) for c in changes for at in (place[c.row],)]
+        slots = [np.where(at >= 0, (at << _SHIFT) | c.bucket, -1) for c, at in parts]
+        order, slot = _number(slots)
+        sums = np.zeros((len(order) + 1, len(entity.fields)), dtype=np.int32)
+        start = 0
+        for (c, _), given in zip(parts, slots, strict=True):
+            mine = slot[start : start + len(given)]
+            start += len(given)
+            known = mine >= 0
+            for field, change in c.fields.items():
+                added = np.bincount(mine[known], weights=change[known], minlength=len(order))
+                sums[1:, entity.fields.index(field)] += added.astype(np.int32)
+        np.cumsum(sums, axis=0, out=sums)
+        return Counts(keys, order, sums)
 
     def table(self) -> tuple[Array, Array, Array]:
         """The rows as (r,) key, (r,) bucket, (r, f) counts: what is added when tables are merged."""
         return self.keys[self.order >> _SHIFT], self.order & ((1 << _SHIFT) - 1), np.diff(self.sums, axis=0)
+
+
+def _number(slots: Sequence[Array]) -> tuple[Array, Array]:
+    """The distinct slots, ascending, and the number of each given slot in them; -1 stays -1."""
+    given = np.concatenate(slots)
+    codes, found = pd.factorize(given)
+    order = np.argsort(found)
+    rank = np.empty(len(found), dtype=np.int64)
+    rank[order] = np.arange(len(found))
+    distinct = found[order]
+    unknown = bool(len(distinct)) and distinct[0] < 0
+    return (distinct[1:] if unknown else distinct), rank[codes] - unknown
 
 
 class Lookup:
@@ -273,22 +314,15 @@ class History:
         counts: dict[str, Counts] = {}
         for entity in entities.values():
             level = rows.lines if entity.level == "line" else rows.parcels
-            keys = key(entity, level)
-            parts: list[tuple[Array, Array, Array]] = []
+            changes = []
             for name in entity.counts:
-                field = entity.fields.index(f"n:{name}")
                 if name in ACTIVITIES:
-                    at = (
-                        rows.parcels["orders", "ordered_at"]
-                        if name == "ordered"
-                        else rows.parcels["parcels", "packed_at"]
-                    )
+                    column = ("orders", "ordered_at") if name == "ordered" else ("parcels", "packed_at")
+                    at = rows.parcels[column]
                     unit = np.flatnonzero(at < as_of)
                     if name == "ordered":  # once per order, however many parcels it has
                         unit = unit[rows.first_of_order[unit]]
-                    changes = np.zeros((len(unit), len(entity.fields)), dtype=np.int32)
-                    changes[:, field] = 1
-                    parts.append((keys[unit], _bucket(at[unit], entity), changes))
+                    changes.append(Change(unit, _bucket(at[unit], entity), {f"n:{name}": np.ones(len(unit))}))
                     continue
                 unit, at, dn, dy = steps[name]
                 if outcomes[name].unit == "line" and entity.level == "parcel":
@@ -299,10 +333,8 @@ class History:
                     which = np.repeat(np.arange(len(unit)), times)
                     unit = lines_of[first_line[unit[which]] + within]
                     at, dn, dy = at[which], dn[which], dy[which]
-                changes = np.zeros((len(unit), len(entity.fields)), dtype=np.int32)
-                changes[:, field], changes[:, field + 1] = dn, dy
-                parts.append((keys[unit], _bucket(at, entity), changes))
-            counts[entity.name] = Counts.of(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+                changes.append(Change(unit, _bucket(at, entity), {f"n:{name}": dn, f"y:{name}": dy}))
+            counts[entity.name] = Counts.of(entity, key(entity, level), changes)
         return History(as_of, counts, entities)
 
     def lookup(self, entity: str, level: Level) -> Lookup:
@@ -314,17 +346,16 @@ class History:
         parent = level.lookup(e.parent) if e.parent else None
         last = _bucket(self.as_of - np.timedelta64(1, "us"), e) + 1
         bucket = np.minimum(_bucket(level.decided_at, e), last)
-        bucket = np.where(np.isnat(level.decided_at), 0, bucket)
         return Lookup(e, self.counts[entity], key(e, level), bucket, parent, level.rows.trace)
 
     def save(self, to: Path) -> None:
         """Write the tables as plain .npy files into the folder."""
         to.mkdir(parents=True, exist_ok=True)
         for name, c in self.counts.items():
-            safe = name.replace("/", "_")
+            safe = quote(name, safe="")
             for part in ("keys", "order", "sums"):
                 np.save(to / f"{safe}.{part}.npy", getattr(c, part), allow_pickle=False)
-        meta = {"as_of": str(self.as_of), "entities": {n: list(e.fields) for n, e in self.entities.items()}}
+        meta = {"as_of": str(self.as_of), "entities": {n: _kept(e) for n, e in self.entities.items()}}
         (to / "history.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
 
     @staticmethod
@@ -335,7 +366,7 @@ class History:
             ValueError: the folder was written for other entities or counts than this version keeps.
         """
         meta = json.loads((folder / "history.json").read_text())
-        ours = {n: list(e.fields) for n, e in entities.items()}
+        ours = {n: _kept(e) for n, e in entities.items()}
         if meta["entities"] != ours:
             changed = sorted(n for n in ours.keys() | meta["entities"].keys() if ours.get(n) != meta["entities"].get(n))
             raise ValueError(
@@ -344,7 +375,7 @@ class History:
             )
         counts = {}
         for name in entities:
-            safe = name.replace("/", "_")
+            safe = quote(name, safe="")
             parts = [
                 np.load(folder / f"{safe}.{p}.npy", mmap_mode="r", allow_pickle=False)
                 for p in ("keys", "order", "sums")
@@ -353,12 +384,22 @@ class History:
         return History(np.datetime64(meta["as_of"], "us"), counts, entities)
 
 
+def _kept(entity: Entity) -> list[Any]:
+    """What an entity's table depends on, as plain data."""
+    return [entity.level, [list(c) for c in entity.columns], list(entity.fields), entity.hourly]
+
+
 def _bucket(times: Array | np.datetime64, entity: Entity) -> Array:
-    """Number of the day (or hour) a time falls in, UTC."""
-    return np.asarray(times).astype("datetime64[h]" if entity.hourly else "datetime64[D]").astype(np.int64)
+    """Number of the day (or hour) a time falls in, UTC; 0 for what was before 1970 or is missing."""
+    bucket = np.asarray(times).astype("datetime64[h]" if entity.hourly else "datetime64[D]").astype(np.int64)
+    return np.clip(
+        bucket, 0, (1 << _SHIFT) - 1
+    )  # a date like 1900-01-01 or 9999-12-31 must not reach another key's rows
 
 
-def merge(tables: Sequence[Counts]) -> Counts:
+def merge(entity: Entity, tables: Sequence[Counts]) -> Counts:
     """One table from those of several partitions: the counts are added."""
     parts = [t.table() for t in tables]
-    return Counts.of(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+    key, bucket, counts = (np.concatenate(p) for p in zip(*parts, strict=True))
+    fields = dict(zip(entity.fields, counts.T, strict=True))
+    return Counts.of(entity, key, [Change(np.arange(len(key)), bucket, fields)])

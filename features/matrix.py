@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from features.arrays import Array, take
+from features.arrays import Array, match, take
 from features.dataset import Dataset
 from features.definitions import FEATURES
 from features.feature import Feature, Theme, number, yes_no
@@ -28,6 +28,10 @@ RELATED: dict[str, tuple[str, ...]] = {
     "returned": ("returned", "late", "damaged"),
 }
 """Per target, the outcomes whose past may tell about it. Other shares would only add noise and reading."""
+
+
+CHUNK = 50_000
+"""Orders that are described at a time."""
 
 
 def catalogue(settings: Settings) -> dict[str, Feature]:
@@ -97,6 +101,12 @@ class FeatureSet:
             raise ValueError(f"unknown features {', '.join(missing[:5])}: they are not registered in this version")
         return FeatureSet(unit, tuple(known[n] for n in names))
 
+    @staticmethod
+    def union(sets: Iterable[FeatureSet]) -> FeatureSet:
+        """Every feature of some sets of one unit, each once."""
+        sets = list(sets)
+        return FeatureSet(sets[0].unit, tuple({f.name: f for s in sets for f in s.features}.values()))
+
     @cached_property
     def names(self) -> list[str]:
         """Names of the columns."""
@@ -132,6 +142,37 @@ def _column(rows: Rows, feature: Feature, unit: str) -> Array:
         whole = rows.per_parcel(known.astype(np.float64), feature.aggregate).astype(np.float32)
         rows.parcels.memo[memo] = whole
     return whole
+
+
+def chunks(facts: Facts, orders: int = CHUNK) -> Iterator[tuple[Rows, Array, Array]]:
+    """A dataset's rows in parts of so many orders, to bound memory: a row's values do not depend on the rows beside it.
+
+    Yields:
+        The part's rows, and the positions of its parcels and lines in `facts.rows`.
+    """
+    whole, tables = facts.rows, facts.tables
+    ids = tables["orders"]["order_id"]
+    of_parcel = match(whole.order_id, ids)
+    of_line = take(of_parcel, whole.line_parcel, -1)
+    for start in range(0, max(len(ids), 1), orders):
+        parcel = np.flatnonzero((of_parcel // orders == start // orders) | ((of_parcel < 0) & (start == 0)))
+        line = np.flatnonzero((of_line // orders == start // orders) | ((of_line < 0) & (start == 0)))
+        part = {"orders": {c: v[start : start + orders] for c, v in tables["orders"].items()}}
+        if "parcels" in tables:
+            real = parcel[parcel < len(tables["parcels"]["parcel_id"])]
+            part["parcels"] = {c: v[real] for c, v in tables["parcels"].items()}
+        if "order_lines" in tables:
+            part["order_lines"] = {c: v[line] for c, v in tables["order_lines"].items()}
+        yield Rows(part, facts.snapshot), parcel, line
+
+
+def whole(facts: Facts, features: FeatureSet) -> Array:
+    """The matrix of a whole dataset, as `values` would give it for `facts.rows`, computed in parts."""
+    n = facts.rows.parcels.n if features.unit == "parcel" else facts.rows.lines.n
+    out = np.empty((n, len(features.features)), dtype=np.float32)
+    for rows, parcel, line in chunks(facts):
+        out[parcel if features.unit == "parcel" else line] = values(rows, features)
+    return out
 
 
 def build(rows: Rows, features: FeatureSet) -> pd.DataFrame:

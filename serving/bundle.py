@@ -165,10 +165,12 @@ class Bundle:
         out = {}
         for unit in ("parcel", "line"):
             models = [m for m in self.targets.values() if m.features.unit == unit]
-            every = {f.name: f for m in models for f in m.features.features}
-            place = {name: i for i, name in enumerate(every)}
+            if not models:
+                continue
+            every = FeatureSet.union(m.features for m in models)
+            place = {name: i for i, name in enumerate(every.names)}
             cuts = {m.target: np.array([place[n] for n in m.features.names], dtype=np.int64) for m in models}
-            out[unit] = FeatureSet(unit, tuple(every.values())), cuts
+            out[unit] = every, cuts
         return out
 
     @cached_property

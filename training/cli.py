@@ -320,6 +320,7 @@ def score(voice: Voice, dataset: Path, out: Path, bundle: Path, as_of: str | Non
     import pandas as pd
 
     from features.files import write_frame
+    from features.matrix import chunks
     from features.snapshot import Facts, moment
     from serving.bundle import Bundle
     from serving.score import score as run
@@ -332,10 +333,11 @@ def score(voice: Voice, dataset: Path, out: Path, bundle: Path, as_of: str | Non
     voice.progress("joining tables and counting history")
     facts = Facts.of(data, _zoned(as_of, data))
     since = _zoned(decided_from, data)
-    frames = []
-    for frame in run(loaded, facts.rows, None if since is None else moment(since)):
-        voice.progress(f"scored {len(frame):,} units for {frame['target'].iloc[0] if len(frame) else 'a target'}")
-        frames.append(frame)
+    frames, done, total = [], 0, facts.rows.parcels.n
+    for rows, parcel, _ in chunks(facts):
+        frames += run(loaded, rows, None if since is None else moment(since))
+        done += len(parcel)
+        voice.progress(f"scored {done:,} of {total:,} parcels")
     write_frame(pd.concat(frames, ignore_index=True), out)
     voice.close()
     click.echo(out)

@@ -18,7 +18,7 @@ from features.contracts import TABLES
 from features.dataset import Dataset
 from features.files import ArtefactError
 from features.history import key
-from features.matrix import FeatureSet, values
+from features.matrix import FeatureSet, whole
 from features.settings import Settings
 from features.snapshot import Facts, moment
 from features.vocabulary import EVENT_KINDS, TARGETS
@@ -171,10 +171,11 @@ def train(
         dataset.settings.simulated,
         {},
     )
+    matrices = _matrices(facts, units, say)
     fitted: dict[str, Fitted] = {}
     documents: dict[str, Any] = {}
     for name in MODELS:
-        report, document, model = _train_target(facts, units[name], start, end, seed, say)
+        report, document, model = _train_target(facts, units[name], matrices, start, end, seed, say)
         result.targets[name], documents[name] = report, document
         if model is not None:
             fitted[name] = model
@@ -203,9 +204,8 @@ def train(
             training,
         )
         for name in fitted:
-            _judge(
-                facts, units[name], bundle.targets[name], result.targets[name], documents[name], start, end, seed, say
-            )
+            model, report = bundle.targets[name], result.targets[name]
+            _judge(facts, units[name], matrices, model, report, documents[name], start, end, seed, say)
     result.holdout.to_parquet(part / "holdout.parquet", index=False)
     (part / "metrics.json").write_text(json.dumps(result.metrics, indent=2, allow_nan=False) + "\n")
     _replace(part, out)
@@ -270,8 +270,37 @@ def _period(units: Labels, at: Array, label: Array) -> dict[str, Any]:
     }
 
 
+Matrices = dict[str, tuple[FeatureSet, Array]]
+"""Per unit every feature that any of its targets may use, and their values for all rows."""
+
+
+def _matrices(facts: Facts, units: dict[str, Labels], say: Progress) -> Matrices:
+    out: Matrices = {}
+    for unit in ("parcel", "line"):
+        if not any(len(u) for u in units.values() if u.unit == unit):
+            continue
+        wanted = [FeatureSet.for_target(n, facts.snapshot.settings) for n, u in units.items() if u.unit == unit]
+        features = FeatureSet.union(wanted)
+        say(f"{len(features.features)} features of every {unit}")
+        out[unit] = features, whole(facts, features)
+    return out
+
+
+def _cut(matrices: Matrices, features: FeatureSet, row: Array) -> Array:
+    """The values of some features for some rows, (n, f) float32."""
+    every, matrix = matrices[features.unit]
+    place = {name: i for i, name in enumerate(every.names)}
+    return matrix[np.ix_(row, np.array([place[n] for n in features.names], dtype=np.int64))]
+
+
 def _train_target(
-    facts: Facts, units: Labels, start: np.datetime64, end: np.datetime64, seed: int, say: Progress
+    facts: Facts,
+    units: Labels,
+    matrices: Matrices,
+    start: np.datetime64,
+    end: np.datetime64,
+    seed: int,
+    say: Progress,
 ) -> tuple[TargetReport, dict[str, Any], Fitted | None]:
     target, settings = TARGETS[units.target], facts.snapshot.settings
     rule = maturity_rule(target.name, settings.return_window_days, settings.lost_after_days)
@@ -296,9 +325,8 @@ def _train_target(
     if report.why:
         say(f"{target.name}: not trained: {report.why}")
         return report, document, None
-    say(f"{target.name}: features of {len(units):,} {target.unit}s")
     every = FeatureSet.for_target(target.name, settings)
-    matrix = values(facts.rows, every)[units.row]
+    matrix = _cut(matrices, every, units.row)
     useful = _useful(matrix[fold.train]) & _own_history(facts, every, units.row[fold.train])
     features = FeatureSet(every.unit, tuple(f for f, keep in zip(every.features, useful, strict=True) if keep))
     matrix = matrix[:, useful]
@@ -346,6 +374,7 @@ def _useful(matrix: Array) -> Array:
 def _judge(
     facts: Facts,
     units: Labels,
+    matrices: Matrices,
     model: TargetModel,
     report: TargetReport,
     document: dict[str, Any],
@@ -357,7 +386,7 @@ def _judge(
     """Evaluate the loaded model, the one that would be served, and its baselines on the holdout."""
     fold = split(units, start, end)
     say(f"{units.target}: judging on {len(fold.test):,} {units.unit}s, with baselines and intervals")
-    matrix = values(facts.rows, model.features)[units.row]
+    matrix = _cut(matrices, model.features, units.row)
     probability = model.probability(matrix[fold.test])
     report.holdout = _holdout_frame(
         units.target, units.unit_id[fold.test], units.decided_at[fold.test], fold.test_label, probability
