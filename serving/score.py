@@ -212,8 +212,8 @@ def unknown_codes(snapshot: Snapshot, request: Request) -> list[tuple[str, str, 
                 known = snapshot.codes.get(f"{table}.{column}")
                 if known is None or value is None:
                     continue
-                code = snapshot.settings.codes.get(column, {}).get(value, value)
-                if code not in known:
+                code = _text(value, snapshot.settings.codes.get(column, {}))
+                if code is not None and code not in known:
                     out.append((table, column, str(value)))
     return list(dict.fromkeys(out))
 
@@ -258,10 +258,18 @@ def _arrays(table: str, given: Sequence[Mapping[str, Any]], snapshot: Snapshot) 
         column = np.full(len(given), MISSING[kind], dtype=DTYPE[kind])
         for i, row in enumerate(given):
             value = row.get(name)
+            if value is not None and kind in ("id", "code"):
+                value = _text(value, codes)
             if value is not None:
-                column[i] = read(codes.get(value, value) if codes else value)
+                column[i] = read(value)
         out[name] = column
     return out
+
+
+def _text(value: Any, codes: Mapping[str, str]) -> str | None:
+    """An id or code as a dataset's reader takes it: trimmed, mapped, and none where nothing is left."""
+    text = str(value).strip()
+    return codes.get(text, text) or None
 
 
 def _time(value: Any) -> np.datetime64:
