@@ -336,9 +336,9 @@ class Rules:
         requests: list[dict[str, Any]] = []
         faults: list[dict[str, Any]] = []
         for loc, item in items:
-            if self.closed:
-                faults += self._unknown(loc, item)
-            if not faults:  # unknown names first: pydantic would report each of a million of them
+            unknown = list(self._unknown(loc, item)) if self.closed else []
+            faults += unknown
+            if not unknown:  # pydantic would report each of a million of them
                 try:
                     requests.append(self._tidy(self._adapter.validate_python(item)))
                 except ValidationError as e:

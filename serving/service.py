@@ -231,10 +231,12 @@ def _docs(request: Request) -> Response:
 
 
 def _version() -> str:
+    if _service.bento is not None:
+        return str(_service.bento.tag.version)
     try:
         return version("doorstep")
-    except PackageNotFoundError:  # inside a bento the packages are files, not a distribution
-        return str(_service.bento.tag.version) if _service.bento is not None else "unknown"
+    except PackageNotFoundError:
+        return "unknown"
 
 
 _pages = Starlette(routes=[Route("/", _page), Route("/docs.json", _docs)])

@@ -85,7 +85,7 @@ def test_publishing_at_once_from_many_threads_leaves_whole_versions(tmp_path: Pa
 
 def test_what_has_no_manifest_is_not_published(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with pytest.raises(StoreError, match="has no manifest.json"):
+    with pytest.raises(StoreError, match="it has no manifest"):
         publish(tmp_path / "a", tmp_path / "store", info={})
     assert not (tmp_path / "store").exists()
 
