@@ -88,7 +88,7 @@ class Logged:
         run_id: the parent run.
         version: of the registered model, now `challenger`.
         champion: the version that stays champion, `None` if there is none yet.
-        uri: where it was written.
+        uri: where it was written, without a password.
     """
 
     run_id: str
@@ -133,19 +133,22 @@ class Registry:
 
     Attributes:
         uri: the address in use.
+        where: the same for people, without a password.
     """
 
     def __init__(self, uri: str | None = None) -> None:
         given = uri or os.environ.get("DOORSTEP_MLFLOW_URI") or os.environ.get("MLFLOW_TRACKING_URI")
         self.uri = given or f"sqlite:///{_home() / 'mlflow.db'}"
+        self.where = re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", self.uri)
         if "://" not in self.uri:
             raise RegistryError(
-                f"{self.uri!r} is no address of a model registry: give http://HOST:PORT of an MLflow server, "
+                f"{self.where!r} is no address of a model registry: give http://HOST:PORT of an MLflow server, "
                 "or sqlite:///FILE"
             )
-        self._folder = _home()
+        self._file: Path | None = None
         if self.uri.startswith("sqlite:///"):
-            self._folder = Path(self.uri.removeprefix("sqlite:///").partition("?")[0]).absolute().parent
+            self._file = Path(self.uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+        self._artifacts = (self._file.parent if self._file else _home()) / "artifacts"
 
     def log(self, result: TrainingResult, *, progress: Progress | None = None) -> Logged:
         """Write one training: a parent run, a child run per target, and the bundle as the new `challenger`.
@@ -163,7 +166,7 @@ class Registry:
         digest = _verified(result.bundle_dir)
         template = _template()
         with self._client() as client:
-            say(f"writing runs to {self.uri}")
+            say(f"writing runs to {self.where}")
             experiment = self._experiment(client)
             as_of, holdout_from = result.as_of.isoformat(), result.holdout_from.isoformat()
             common = {
@@ -204,7 +207,7 @@ class Registry:
                 say("registering the bundle")
                 found = self._register(client, experiment, parent, result, digest, common)
             champion = self._aliases(client).get(CHAMPION)
-        return Logged(parent, found, champion, self.uri)
+        return Logged(parent, found, champion, self.where)
 
     def models(self) -> list[dict[str, Any]]:
         """Return the registered versions, newest first.
@@ -243,16 +246,16 @@ class Registry:
             aliases = self._aliases(client)
             known = {int(v.version): v for v in self._versions(client)}
             if not known:
-                raise RegistryError(f"no version of {MODEL} at {self.uri}: train one with `doorstep train DATASET`")
+                raise RegistryError(f"no version of {MODEL} at {self.where}: train one with `doorstep train DATASET`")
             chosen = int(version) if version is not None else aliases.get(CHALLENGER)
             if chosen is None:
                 now = f"; version {aliases[CHAMPION]} is champion" if CHAMPION in aliases else ""
                 raise RegistryError(
-                    f"no {CHALLENGER} at {self.uri}{now}: train one with `doorstep train DATASET`, or name one of the "
-                    f"versions {_listed(known)}"
+                    f"no {CHALLENGER} at {self.where}{now}: train one with `doorstep train DATASET`, or name one "
+                    f"of the versions {_listed(known)}"
                 )
             if chosen not in known:
-                raise RegistryError(f"version {chosen} is not at {self.uri}; there are {_listed(known)}")
+                raise RegistryError(f"version {chosen} is not at {self.where}; there are {_listed(known)}")
             history = self._history(client, aliases, known)
             if not history or history[-1] != chosen:
                 history = [*history, chosen]
@@ -276,7 +279,7 @@ class Registry:
             if len(history) < 2:
                 now = f"version {history[0]} is the first champion" if history else "no version was ever promoted"
                 raise RegistryError(
-                    f"nothing to roll back to at {self.uri}: {now}. `doorstep models` lists the versions, "
+                    f"nothing to roll back to at {self.where}: {now}. `doorstep models` lists the versions, "
                     "`doorstep promote VERSION` takes any of them"
                 )
             return self._install(client, known[history[-2]], history[:-1], aliases, publish)
@@ -318,7 +321,7 @@ class Registry:
 
         number = int(chosen.version)
         uri = client.get_model_version_download_uri(MODEL, str(number))
-        what = f"version {number} at {self.uri}"
+        what = f"version {number} at {self.where}"
         try:
             root = Path(download_artifacts(artifact_uri=uri, dst_path=str(scratch), tracking_uri=self.uri))
         except OSError as error:
@@ -416,7 +419,7 @@ class Registry:
         found = client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             # A server knows where its artefacts go; a database alone does not.
-            place = None if self.uri.startswith("http") else (self._folder / "artifacts").as_uri()
+            place = None if self.uri.startswith("http") else self._artifacts.as_uri()
             try:
                 return str(client.create_experiment(EXPERIMENT, artifact_location=place))
             except MlflowException as error:
@@ -425,7 +428,8 @@ class Registry:
             found = client.get_experiment_by_name(EXPERIMENT)
         if found is None or found.lifecycle_stage != "active":
             raise RegistryError(
-                f"the experiment {EXPERIMENT!r} at {self.uri} was deleted: restore it in MLflow, or use another address"
+                f"the experiment {EXPERIMENT!r} at {self.where} was deleted: restore it in MLflow, or use another "
+                "address"
             )
         return str(found.experiment_id)
 
@@ -473,16 +477,16 @@ class Registry:
 
     def _absent(self) -> bool:
         """Whether the registry is a SQLite file that nobody made yet; asking must not make it."""
-        return self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).exists()
+        return self._file is not None and not self._file.exists()
 
     @contextmanager
     def _changing(self, publish: Path | str | None) -> Iterator[MlflowClient]:
         """Give a client, one change at a time per database and per store directory on this machine."""
         if self._absent():
-            raise RegistryError(f"no version of {MODEL} at {self.uri}: train one with `doorstep train DATASET`")
+            raise RegistryError(f"no version of {MODEL} at {self.where}: train one with `doorstep train DATASET`")
         with ExitStack() as stack:
-            if self.uri.startswith("sqlite:///"):
-                stack.enter_context(_locked(self._folder / "artifacts" / ".registry.lock"))
+            if self._file is not None:
+                stack.enter_context(_locked(self._artifacts / ".registry.lock"))
             if publish is not None:
                 stack.enter_context(_locked(Path(publish) / ".registry.lock"))
             yield stack.enter_context(self._client())
@@ -492,23 +496,22 @@ class Registry:
         """Give a client and turn what goes wrong while it is used into sentences."""
         for key, value in _SETTINGS.items():
             os.environ.setdefault(key, value)
-        if self.uri.startswith("sqlite:///"):
-            self._folder.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings(), _quiet("mlflow", "alembic"):
             # What these libraries deprecate of each other is nothing a user of Doorstep can mend.
             warnings.filterwarnings("ignore", module=r"(mlflow|sqlalchemy|alembic|pydantic)\b")
             from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient
 
-            logging.getLogger("alembic").setLevel(logging.WARNING)
             try:
                 yield MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             except MlflowException as error:
-                raise RegistryError(_explained(self.uri, error)) from error
+                raise RegistryError(_explained(self.where, error)) from error
             except ImportError as error:
                 raise RegistryError(
-                    f"{_hidden(self.uri)}: a driver is missing ({error}): install it (Doorstep's extra `postgres` brings "
-                    "PostgreSQL's), or give the address of an MLflow server"
+                    f"{self.where}: a driver is missing ({error}): install it, for PostgreSQL with Doorstep's extra "
+                    "`postgres`, or give the address of an MLflow server"
                 ) from error
 
 
@@ -805,18 +808,27 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Let loggers tell what went wrong and not what went as usual; `MLFLOW_LOGGING_LEVEL` asks for more."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
 def _listed(known: dict[int, Any]) -> str:
     numbers = sorted(known)
     return ", ".join(map(str, numbers)) if len(numbers) <= 10 else f"{numbers[0]} to {numbers[-1]}"
 
 
-def _hidden(uri: str) -> str:
-    """The address without its password."""
-    return re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", uri)
-
-
-def _explained(uri: str, error: Exception) -> str:
-    text, where = str(error), _hidden(uri)
+def _explained(where: str, error: Exception) -> str:
+    text = str(error)
     silent = r"Max retries|Connection refused|Connection aborted|timed out|Failed to establish|OperationalError"
     if re.search(silent, text):
         cause = re.search(r"Caused by \w+\((.*)\)", text, re.DOTALL)
