@@ -260,8 +260,8 @@ class Rules:
 
     Args:
         extra: the shop's own columns, known from the loaded bundle or snapshot.
-        closed: refuse unknown fields. Open only while a configured bundle could not be loaded, since then the shop's
-            extra columns cannot be told from mistakes and the packing station must still be answered.
+        closed: refuse unknown fields. Open only while all there is of a shop is a bundle that could not be loaded:
+            its extra columns cannot be told from mistakes then, and the packing station must still be answered.
     """
 
     def __init__(self, extra: Iterable[Extra] = (), *, closed: bool = True) -> None:
@@ -294,6 +294,7 @@ class Rules:
             total=False,
         )
         self._configure(self.request, "What is known of one parcel on the bench")
+        self.requests: Any = _list[self.request]
         self._adapter: TypeAdapter[Any] = TypeAdapter(self.request)
 
     def _row(self, section: str) -> Any:

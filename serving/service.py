@@ -89,7 +89,7 @@ class Live:
         self.snapshot = Watcher(
             os.environ.get("DOORSTEP_SNAPSHOT") or None, Snapshot.load, name="snapshot", on_change=self._swap
         )
-        self.loaded = Loaded(None, None, _RULES if self.bundle.path is None else Rules(closed=False))
+        self.loaded = Loaded(None, None, _RULES)
         self.on_swap: Callable[[Loaded], None] = lambda loaded: None
 
     def start(self) -> None:
@@ -107,7 +107,7 @@ class Live:
         bundle, snapshot = self.bundle.value, self.snapshot.value
         known = [x.settings.extra for x in (bundle, snapshot) if x is not None]
         extra = tuple(dict.fromkeys(e for extras in known for e in extras))
-        closed = bool(known) or self.bundle.path is None
+        closed = bool(known) or self.bundle.problem is None
         now = self.loaded.rules
         rules = now if (now.extra, now.closed) == (extra, closed) else Rules(extra, closed=closed)
         self.loaded = Loaded(bundle, snapshot, rules)
@@ -253,11 +253,15 @@ class _Validated:
         return work
 
 
-class RiskInput(_Validated, IORootModel[_RULES.request]):  # type: ignore[misc]
+_one: Any = IORootModel[_RULES.request]
+_many: Any = IORootModel[_RULES.requests]
+
+
+class RiskInput(_Validated, _one):
     """One parcel, as `serving.schemas` describes it."""
 
 
-class RiskBatchInput(_Validated, IORootModel[list[_RULES.request]]):  # type: ignore[misc]
+class RiskBatchInput(_Validated, _many):
     """A list of parcels."""
 
 

@@ -36,6 +36,8 @@ KEPT = 5
 RETRY_SECONDS = 30.0
 """A version that could not be loaded is tried again after this long: the fault may have been the disk's."""
 
+_NOTHING = (None, None)
+
 logger = logging.getLogger("doorstep.store")
 
 
@@ -115,11 +117,11 @@ class Watcher(Generic[T]):
         path: a bundle or snapshot directory, or a store of them; None if none is configured.
         load: directory -> value. Whatever it raises refuses that version.
         name: what it is, for the log.
-        on_change: called after `value` was replaced, in the thread that replaced it.
+        on_change: called after `value` was replaced or a version refused, in the thread that looked.
 
     Attributes:
         value: the last version that loaded, or None.
-        problem: why the version now published is not `value`; None if it is.
+        problem: why the version now published is not `value`; None if it is, or if nothing is published.
     """
 
     def __init__(
@@ -149,16 +151,20 @@ class Watcher(Generic[T]):
         if seen == self._seen and not retry:
             return False
         self._tried_at = time.monotonic()
+        if seen == _NOTHING:
+            self._seen, self.problem = seen, None
+            logger.warning("no %s is published at %s, %s", self._name, self.path, self._without())
+            return False
         try:
             directory = resolve(self.path)
             value = self._load(directory)
         except Exception as e:
+            self._seen = seen
             problem = f"{type(e).__name__}: {e}"
             if problem != self.problem:
-                kept = "the last good one stays in use" if self.value is not None else "answering without one"
-                logger.error("%s at %s was refused, %s. %s", self._name, self.path, kept, problem)
-            self.problem = problem
-            self._seen = seen
+                logger.error("%s at %s was refused, %s. %s", self._name, self.path, self._without(), problem)
+                self.problem = problem
+                self._on_change()
             return False
         self.value = value
         self.problem = None
@@ -166,6 +172,9 @@ class Watcher(Generic[T]):
         logger.info("%s taken up from %s", self._name, directory)
         self._on_change()
         return True
+
+    def _without(self) -> str:
+        return "the last good one stays in use" if self.value is not None else "answering without one"
 
     def start(self, interval: float = 1.0) -> None:
         """Look every `interval` seconds from a daemon thread, until `stop`."""
@@ -194,7 +203,7 @@ class Watcher(Generic[T]):
                 found.append(None)
             else:
                 found.append((s.st_ino, s.st_mtime_ns, s.st_size))
-        return found
+        return tuple(found)
 
 
 @contextmanager

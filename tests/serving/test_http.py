@@ -335,17 +335,22 @@ class TestDegraded:
         broken = tmp_path / "bundle"
         shutil.copytree(trained.bundle, broken)
         next((broken / "models").iterdir()).write_text("cut off")
-        with run_service(DOORSTEP_BUNDLE=broken, DOORSTEP_SNAPSHOT=trained.snapshot) as service:
+        with run_service(DOORSTEP_BUNDLE=broken) as service:
             assert service.http.post("/v1/risk", json=SMALL).json()["degraded"]
             assert "checksum differs from the manifest" in service.log
             assert "answering without one" in service.log
-
-    def test_while_a_shops_extra_columns_cannot_be_known_they_are_let_through(
-        self, run_service: Callable[..., Any], tmp_path: Path
-    ) -> None:
-        with run_service(DOORSTEP_BUNDLE=tmp_path / "not-yet") as service:
+            # the shop's extra columns cannot be known now, and the bench must be answered: they are let through
             assert service.http.post("/v1/risk", json=with_("parcel.own_column", 7)).status_code == 200
             problem(service.http.post("/v1/risk", json=with_("parcel.weight_g", -1)), 400)
+
+    def test_a_store_that_is_filled_later(self, run_service: Callable[..., Any], trained: Any, tmp_path: Path) -> None:
+        store = tmp_path / "not-yet"
+        with run_service(DOORSTEP_BUNDLE=store, DOORSTEP_SNAPSHOT=trained.snapshot) as service:
+            assert service.http.post("/v1/risk", json=SMALL).json()["degraded"]
+            assert f"no bundle is published at {store}, answering without one" in service.log
+            problem(service.http.post("/v1/risk", json=with_("parcel.own_column", 7)), 400)
+            publish(trained.bundle, store, info={})
+            until(lambda: not service.http.post("/v1/risk", json=SMALL).json()["degraded"])
 
 
 class TestSwap:

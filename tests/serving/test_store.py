@@ -170,7 +170,7 @@ def test_a_watcher_of_nothing_waits_until_something_is_there(tmp_path: Path) -> 
     assert not Watcher(None, read, name="bundle").check()
     watcher = Watcher(tmp_path / "store", read, name="bundle")
     assert not watcher.check()
-    assert watcher.value is None
+    assert (watcher.value, watcher.problem) == (None, None)
     publish(version(tmp_path, "a", "one"), tmp_path / "store", info={})
     assert watcher.check()
 
