@@ -116,11 +116,20 @@ ENTITIES: dict[str, Entity] = {
 }
 
 
+MAY_LACK = (("orders", "destination_country"), ("parcels", "service"))
+"""Parts of a key that a shop may do without: a shop that sends to one country rarely writes it down."""
+
+
 def key(entity: Entity, level: Level) -> Array:
-    """Stable key of the entity for each row of a level, (n,) uint64; 0 where a part of it is missing."""
+    """Stable key of the entity for each row of a level, (n,) uint64; 0 where a part it cannot do without is missing."""
     if not entity.columns:
         return np.ones(level.n, dtype=np.uint64)
-    return combine(*(level.hash(*column) for column in entity.columns))
+    parts = [level.hash(*c) for c in entity.columns]
+    if len(parts) > 1:
+        parts = [
+            np.maximum(p, np.uint64(1)) if c in MAY_LACK else p for c, p in zip(entity.columns, parts, strict=True)
+        ]
+    return combine(*parts)
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,19 @@ def parameters(spec: ModelSpec, features: FeatureSet, label: Array, seed: int) -
         "min_data_in_leaf": int(np.clip(5 * n / positives, 20, max(20, n // 20))),
         "monotone_constraints": [f.signs.get(spec.target, 0) for f in features.features],
         "monotone_constraints_method": "basic",
+        "num_threads": threads(n),
         "seed": seed,
         **spec.params,
     }
+
+
+ONE_THREAD_ROWS = 50_000
+"""Below this, threads wait for one another longer than they work (on a busy machine, a hundred times longer)."""
+
+
+def threads(rows: int) -> int:
+    """Threads for so many rows: 1, or 0 for all cores. Fixed by the data, so that a training can be repeated."""
+    return 1 if rows < ONE_THREAD_ROWS else 0
 
 
 @dataclass(frozen=True)
@@ -167,7 +177,9 @@ def _staged(booster: lightgbm.Booster, matrix: Array, most: int) -> list[Array]:
     """Raw scores after every `STAGE` trees, each (n,)."""
     out, total = [], np.zeros(len(matrix))
     for start in range(0, most, STAGE):
-        total = total + booster.predict(matrix, raw_score=True, start_iteration=start, num_iteration=STAGE)
+        total = total + booster.predict(
+            matrix, raw_score=True, start_iteration=start, num_iteration=STAGE, num_threads=threads(len(matrix))
+        )
         out.append(total)
     return out
 
