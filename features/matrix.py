@@ -204,11 +204,13 @@ def fingerprint(features: FeatureSet, settings: Settings) -> str:
 
 
 def _probe(settings: Settings) -> Facts:
-    """A made-up dataset of a few parcels over some weeks, with every column filled and every outcome seen."""
+    """A made-up dataset of a few parcels over a year, with every column filled and every outcome seen."""
     n = 48
     i = np.arange(n)
     start = pd.Timestamp("2024-01-01 08:00", tz="UTC")
-    ordered = pd.Series(start + pd.to_timedelta(i * 13, unit="h")).astype("datetime64[us, UTC]")
+    # A year of one order in three weeks, then some weeks of two a day: every window holds something of its own.
+    ordered = pd.Series(start + pd.to_timedelta(i * 13 + np.minimum(i, 16) * 500, unit="h"))
+    ordered = ordered.astype("datetime64[us, UTC]")
     hours = lambda k: pd.to_timedelta(k, unit="h")  # noqa: E731
     text = lambda prefix, k: pd.Series([f"{prefix}{j}" for j in k], dtype=object)  # noqa: E731
     packed = ordered + hours(3 + i % 7)
