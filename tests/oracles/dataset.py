@@ -140,7 +140,7 @@ class _Maker:
                         "service": self.of("s", 2),
                         "package_type": self.of("b", 3),
                         "protection_level": self.maybe(float(r.randrange(5))),
-                        "package_length_mm": self.maybe(300.0),
+                        "package_length_mm": self.maybe(300.0 + r.randrange(50)),
                         "package_width_mm": self.maybe(200.0 + r.randrange(50)),
                         "package_height_mm": self.maybe(float(r.randrange(0, 90))),
                         "weight_g": self.maybe(r.uniform(100, 9000)),
