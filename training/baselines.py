@@ -1,8 +1,10 @@
 """What a model has to beat: the base rate, the best lookup table, a logistic regression.
 
-All three see what the model sees, the two folds before the holdout. What has to be chosen (which table, how much
-smoothing, how much shrinkage) is fitted on the earlier fold and chosen on the later one by log loss; the winner is
-then fitted again on both folds together. That makes them as strong as their kind gets, which is the point.
+All three see what the model sees, the rows before the holdout, in two folds. What has to be chosen is chosen by log
+loss and the winner is then fitted on both folds together, which makes each as strong as its kind gets: that is the
+point. The shrinkage of the regression is chosen on the later fold, fitted on the earlier. The lookup table has so many
+candidates that a small later fold alone would pick luck; it is chosen on all rows, each later row told by the earlier
+fold and each earlier row by the rest of it (leave one out, exact for a table of counts).
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def fit_baselines(fit: Fold, calibrate: Fold) -> dict[str, Baseline]:
 
     Args:
         fit: the earlier fold.
-        calibrate: the later fold, on which every choice is made. Must have the same columns.
+        calibrate: the later fold, which every choice is judged on. Must have the same columns.
 
     Returns:
         `base_rate`, `lookup` and `logistic`.
@@ -132,15 +134,11 @@ class _Lookup:
             joined = joined + "\x1f" + part.astype(str)
         return pd.Series(joined.to_numpy(dtype=object), dtype=object)
 
-    def counts(self, codes: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return positives and rows seen with each row's codes, both shape (n,), 0 where never seen."""
+    def predict(self, X: pd.DataFrame, codes: pd.DataFrame) -> NDArray[np.float64]:
         place = self.rows_of.index.get_indexer(self._key(codes).array)
         seen = place >= 0
         positives = np.where(seen, self.positives_of.to_numpy(dtype=np.float64)[place], 0.0)
-        return positives, np.where(seen, self.rows_of.to_numpy(dtype=np.float64)[place], 0.0)
-
-    def predict(self, X: pd.DataFrame, codes: pd.DataFrame) -> NDArray[np.float64]:
-        positives, rows = self.counts(codes)
+        rows = np.where(seen, self.rows_of.to_numpy(dtype=np.float64)[place], 0.0)
         return (positives + self.strength * self.rate) / (rows + self.strength)
 
     def describe(self) -> str:
@@ -151,22 +149,34 @@ class _Lookup:
 
 
 def _best_lookup(fit: Fold, calibrate: Fold, both: Fold) -> Baseline:
+    import pandas as pd
+
     columns = [str(c) for c in fit.codes.columns]
     if not columns:
         return _BaseRate(float(both.y.mean()), len(both.y), "no code columns to build a table on")
+    early, y = len(fit.y), both.y.astype(np.float64)
+    numbers = {c: pd.factorize(both.codes[c].astype(object), use_na_sentinel=False)[0] for c in columns}
+    # What a row may be told by the earlier fold: all of it for a later row, all but itself for an earlier one.
+    own = np.arange(len(y)) < early
+    others = early - own
+    rate = (y[:early].sum() - own * y) / np.maximum(others, 1)
 
     def cheapest(candidate: tuple[str, ...]) -> tuple[float, float]:
-        table = _Lookup(candidate, 1.0, fit)
-        positives, rows = table.counts(calibrate.codes)
-        losses = [_log_loss(calibrate.y, (positives + s * table.rate) / (rows + s)) for s in STRENGTHS]
+        key = numbers[candidate[0]].astype(np.int64)
+        for column in candidate[1:]:
+            key = key * (int(numbers[column].max()) + 1) + numbers[column]
+        cell = pd.factorize(key)[0]
+        cells = int(cell.max()) + 1
+        rows = np.bincount(cell[:early], minlength=cells)[cell] - own
+        positives = np.bincount(cell[:early], weights=y[:early], minlength=cells)[cell] - own * y
+        losses = [_log_loss(both.y, (positives + s * rate) / (rows + s)) for s in STRENGTHS]
         best = int(np.argmin(losses))
         return losses[best], STRENGTHS[best]
 
     tried: dict[tuple[str, ...], tuple[float, float]] = {(c,): cheapest((c,)) for c in columns}
     # Every pair of dozens of columns would mostly find noise: pair those that say something on their own.
     strongest = sorted(tried, key=lambda c: tried[c][0])[:PAIRED_COLUMNS]
-    paired = sorted(columns.index(c[0]) for c in strongest)
-    for i, j in itertools.combinations(paired, 2):
+    for i, j in itertools.combinations(sorted(columns.index(c[0]) for c in strongest), 2):
         tried[columns[i], columns[j]] = cheapest((columns[i], columns[j]))
     winner = min(tried, key=lambda c: tried[c][0])
     return _Lookup(winner, tried[winner][1], both)

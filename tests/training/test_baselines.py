@@ -88,19 +88,24 @@ def test_the_lookup_finds_the_pair_that_matters_and_is_the_smoothed_share(folds)
     np.testing.assert_allclose(lookup.predict(holdout.X, holdout.codes), expected.reindex(keys), atol=1e-12)
 
 
-def test_the_lookup_takes_the_candidate_and_strength_with_the_least_log_loss_on_the_later_fold() -> None:
-    fit, calibrate = shop(800, 4), shop(800, 5)
+def test_the_lookup_takes_the_table_and_strength_that_tell_rows_they_have_not_seen_best() -> None:
+    fit, calibrate = shop(300, 4), shop(200, 5)
+    seen = both(fit, calibrate)
+    codes = seen.codes.fillna("none")
     single = [["payment_method"], ["carrier"], ["region"], ["colour"]]
     pairs = [[a[0], b[0]] for i, a in enumerate(single) for b in single[i + 1 :]]
     losses = {}
     for columns in single + pairs:
-        frame = fit.codes.fillna("none").assign(y=fit.y).groupby(columns)["y"].agg(["sum", "count"])
-        keys = calibrate.codes[columns].fillna("none")
-        place = pd.MultiIndex.from_frame(keys) if len(columns) == 2 else pd.Index(keys[columns[0]])
-        found = frame.reindex(place).fillna(0)
+        table, told = codes[columns].to_numpy(dtype=str), []
+        for row in range(500):
+            others = np.arange(500) < 300
+            others[row] = False
+            same = others & (table == table[row]).all(axis=1)
+            told.append((seen.y[same].sum(), same.sum(), seen.y[others].mean()))
+        positives, rows, rate = np.array(told).T
         for strength in (1, 3, 10, 30, 100, 300, 1000, 3000):
-            p = (found["sum"] + strength * fit.y.mean()) / (found["count"] + strength)
-            losses[" x ".join(columns), strength] = log_loss(calibrate.y, p)
+            p = (positives + strength * rate) / (rows + strength)
+            losses[" x ".join(columns), strength] = log_loss(seen.y, p)
     columns, strength = min(losses, key=losses.__getitem__)
 
     said = fit_baselines(fit, calibrate)["lookup"].describe()
