@@ -385,8 +385,9 @@ class History:
         counts = {}
         for name in entities:
             safe = quote(name, safe="")
+            # As plain arrays of the mapped memory: indexing a memmap costs ten times as much, and a request does 400.
             parts = [
-                np.load(folder / f"{safe}.{p}.npy", mmap_mode="r", allow_pickle=False)
+                np.load(folder / f"{safe}.{p}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
                 for p in ("keys", "order", "sums")
             ]
             counts[name] = Counts(*parts)
@@ -401,9 +402,8 @@ def _kept(entity: Entity) -> list[Any]:
 def _bucket(times: Array | np.datetime64, entity: Entity) -> Array:
     """Number of the day (or hour) a time falls in, UTC; 0 for what was before 1970 or is missing."""
     bucket = np.asarray(times).astype("datetime64[h]" if entity.hourly else "datetime64[D]").astype(np.int64)
-    return np.clip(
-        bucket, 0, (1 << _SHIFT) - 1
-    )  # a date like 1900-01-01 or 9999-12-31 must not reach another key's rows
+    # A date like 1900-01-01 or 9999-12-31 must not reach another key's rows. (np.clip is five times as slow on one row.)
+    return np.minimum(np.maximum(bucket, 0), (1 << _SHIFT) - 1)
 
 
 def merge(entity: Entity, tables: Sequence[Counts]) -> Counts:
