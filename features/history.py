@@ -402,7 +402,7 @@ def _kept(entity: Entity) -> list[Any]:
 def _bucket(times: Array | np.datetime64, entity: Entity) -> Array:
     """Number of the day (or hour) a time falls in, UTC; 0 for what was before 1970 or is missing."""
     bucket = np.asarray(times).astype("datetime64[h]" if entity.hourly else "datetime64[D]").astype(np.int64)
-    # A date like 1900-01-01 or 9999-12-31 must not reach another key's rows. (np.clip is five times as slow on one row.)
+    # A date like 1900-01-01 or 9999-12-31 must not reach another key's rows. On one row np.clip is five times as slow.
     return np.minimum(np.maximum(bucket, 0), (1 << _SHIFT) - 1)
 
 
