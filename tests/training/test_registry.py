@@ -556,3 +556,25 @@ def test_mlflow_is_imported_only_when_it_is_used_and_only_here() -> None:
         if "import mlflow" in p.read_text() or "from mlflow" in p.read_text()
     ]
     assert users == ["training/registry.py"]
+
+
+def test_the_folder_named_like_the_library_holds_no_python_and_names_no_index() -> None:
+    files = [p for p in (ROOT / "mlflow").iterdir() if p.is_file() and p.suffix != ".db"]
+
+    assert {p.name for p in files} == {"README.md", "compose.yaml", "model_card.md.tmpl", "server.env"}
+    for path in files:
+        assert "index-url" not in path.read_text()
+
+
+def test_the_compose_file_keeps_to_this_machine_and_to_a_driver_for_its_database() -> None:
+    import yaml
+
+    services = yaml.safe_load((ROOT / "mlflow" / "compose.yaml").read_text())["services"]
+    tracking = services["mlflow"]
+
+    assert all(port.startswith("127.0.0.1:") for port in tracking["ports"])
+    assert "ports" not in services["database"]
+    assert "psycopg" in tracking["build"]["dockerfile_inline"]
+    assert any(part.startswith("--backend-store-uri=postgresql+psycopg://") for part in tracking["command"])
+    settings = (ROOT / "mlflow" / tracking["env_file"]).read_text().splitlines()
+    assert {"MLFLOW_DISABLE_TELEMETRY=true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"} <= set(settings)
