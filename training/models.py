@@ -144,10 +144,14 @@ def fit(
     curves, weights, pooled = [], [], []
     for k, fold in enumerate(folds, 1):
         progress(f"{spec.target}: rolling fold {k} of {len(folds)}, {len(fold.train):,} rows")
+        ours = parameters(spec, features, fold.train_label, seed)
+        seen = lgb.Dataset(matrix[fold.train], fold.train_label, free_raw_data=True)
         booster = lgb.train(
-            parameters(spec, features, fold.train_label, seed),
-            lgb.Dataset(matrix[fold.train], fold.train_label, free_raw_data=True),
+            {**ours, "metric": "binary_logloss"},
+            seen,
             num_boost_round=spec.max_trees,
+            valid_sets=[lgb.Dataset(matrix[fold.test], fold.test_label, reference=seen)],
+            callbacks=[lgb.early_stopping(PATIENCE, verbose=False)],  # more trees only make it worse from here
         )
         staged = _staged(booster, matrix[fold.test], spec.max_trees)
         curves.append(np.array([_log_loss(fold.test_label, raw) for raw in staged]))
@@ -157,9 +161,9 @@ def fit(
         best = int(np.argmin(np.average(curves, axis=0, weights=weights)))
         trees = max(STAGE, (best + 1) * STAGE)
         raw = np.concatenate([staged[best] for staged in pooled])
-        seen = np.concatenate([f.test_label for f in folds])
-        slope, intercept = platt(raw, seen)
-        rows, positives = len(seen), int(seen.sum())
+        happened = np.concatenate([f.test_label for f in folds])
+        slope, intercept = platt(raw, happened)
+        rows, positives = len(happened), int(happened.sum())
     else:
         trees, slope, intercept, rows, positives = spec.max_trees // 3, 1.0, 0.0, 0, 0
     progress(f"{spec.target}: {trees} trees on {len(train):,} rows")
@@ -173,10 +177,18 @@ STAGE = 10
 """Numbers of trees that are compared: every tenth."""
 
 
+PATIENCE = 50
+"""Trees without a lower log loss after which a rolling fold stops growing."""
+
+
 def _staged(booster: lightgbm.Booster, matrix: Array, most: int) -> list[Array]:
-    """Raw scores after every `STAGE` trees, each (n,)."""
-    out, total = [], np.zeros(len(matrix))
+    """Raw scores after every `STAGE` trees, each (n,); the last one stands for trees that were not grown."""
+    out: list[Array] = []
+    total, grown = np.zeros(len(matrix)), booster.current_iteration()
     for start in range(0, most, STAGE):
+        if start >= grown:
+            out.append(total)
+            continue
         total = total + booster.predict(
             matrix, raw_score=True, start_iteration=start, num_iteration=STAGE, num_threads=threads(len(matrix))
         )
