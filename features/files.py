@@ -43,8 +43,9 @@ def digest_of(folder: Path) -> str:
 
 def seal(part: Path, to: Path, kind: str, protocol: int, meta: Mapping[str, Any]) -> None:
     """Write the manifest of a finished folder and move it to its place; an older one there is replaced."""
-    files = {str(p.relative_to(part)): _sha256(p) for p in sorted(part.rglob("*")) if p.is_file()}
-    manifest: dict[str, Any] = {"kind": kind, "protocol": protocol, "meta": dict(meta), "files": files}
+    files = {p.relative_to(part).as_posix(): _sha256(p) for p in sorted(part.rglob("*")) if p.is_file()}
+    plain = json.loads(json.dumps(dict(meta), allow_nan=False))  # as it will be read: keys are text
+    manifest: dict[str, Any] = {"kind": kind, "protocol": protocol, "meta": plain, "files": files}
     manifest["seal"] = _seal(manifest)
     (part / MANIFEST).write_bytes(_text(manifest))
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ def verify(folder: Path, kind: str, protocol: int, make: str) -> dict[str, Any]:
         found, number = manifest["kind"], manifest["protocol"]
         files, meta = dict(manifest["files"]), dict(manifest["meta"])
         whole = manifest["seal"] == _seal(manifest) and text == _text(manifest)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtefactError(f"{folder}: no {kind} here ({MANIFEST} is missing): make one with `{make}`") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path}: not a readable manifest ({error}): make a new {kind} with `{make}`") from None
@@ -113,7 +114,7 @@ def verify(folder: Path, kind: str, protocol: int, make: str) -> dict[str, Any]:
         )
     if not whole:
         raise ArtefactError(f"{path}: was changed after it was written: copy the {kind} again")
-    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     if there != set(files):
         odd = sorted(there ^ set(files))
         raise ArtefactError(f"{folder}: files differ from the manifest ({', '.join(odd[:3])}): copy the {kind} again")

@@ -113,6 +113,10 @@ class Snapshot:
         meta = verify(folder, KIND, PROTOCOL, "doorstep snapshot DATASET --out DIR")
         settings = Settings.from_json(meta["settings"])
         table = columns({"listings": pd.read_parquet(folder / "listings.parquet")})["listings"]
+        for name, text in table.items():
+            if text.dtype.kind == "O":  # missing text comes back as NaN where some is there
+                table[name] = text.copy()
+                table[name][pd.isna(text)] = None
         order, products = (np.load(folder / f"{n}.npy", allow_pickle=False) for n in ("order", "products"))
         listings = Listings(order, products, table)
         codes = {k: tuple(v) for k, v in json.loads((folder / "codes.json").read_text()).items()}
