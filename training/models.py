@@ -153,12 +153,13 @@ def fit(
             valid_sets=[lgb.Dataset(matrix[fold.test], fold.test_label, reference=seen)],
             callbacks=[lgb.early_stopping(PATIENCE, verbose=False)],  # more trees only make it worse from here
         )
-        staged = _staged(booster, matrix[fold.test], spec.max_trees)
+        staged = _staged(booster, matrix[fold.test])
         curves.append(np.array([_log_loss(fold.test_label, raw) for raw in staged]))
         weights.append(len(fold.test))
         pooled.append(staged)
     if curves:
-        best = int(np.argmin(np.average(curves, axis=0, weights=weights)))
+        most = min(len(c) for c in curves)  # what every fold has grown
+        best = int(np.argmin(np.average([c[:most] for c in curves], axis=0, weights=weights)))
         trees = max(STAGE, (best + 1) * STAGE)
         raw = np.concatenate([staged[best] for staged in pooled])
         happened = np.concatenate([f.test_label for f in folds])
@@ -181,14 +182,11 @@ PATIENCE = 50
 """Trees without a lower log loss after which a rolling fold stops growing."""
 
 
-def _staged(booster: lightgbm.Booster, matrix: Array, most: int) -> list[Array]:
-    """Raw scores after every `STAGE` trees, each (n,); the last one stands for trees that were not grown."""
+def _staged(booster: lightgbm.Booster, matrix: Array) -> list[Array]:
+    """Raw scores after every `STAGE` trees, each (n,)."""
     out: list[Array] = []
-    total, grown = np.zeros(len(matrix)), booster.current_iteration()
-    for start in range(0, most, STAGE):
-        if start >= grown:
-            out.append(total)
-            continue
+    total = np.zeros(len(matrix))
+    for start in range(0, booster.current_iteration(), STAGE):
         total = total + booster.predict(
             matrix, raw_score=True, start_iteration=start, num_iteration=STAGE, num_threads=threads(len(matrix))
         )
