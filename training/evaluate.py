@@ -15,8 +15,8 @@ The figures, all per row of the holdout (a parcel or an order line):
 | `calibration_error` | mean over 10 equal-count bins, weighted by rows, of abs(mean probability - share of positives) |
 | `top_decile_capture` | share of all positives found in the 10 % of rows with the highest probability |
 
-Sorting happens once per model; a replicate is a few passes over the rows (300,000 rows and 500 replicates take about
-three seconds on one core).
+Sorting happens once per model; a replicate is a few passes over the rows (300,000 rows and 500 replicates take a
+few seconds on one core).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -173,7 +173,7 @@ def _png(figure: Figure, *, tight: bool = False) -> bytes:
 
 
 @contextmanager
-def _pyplot_on_agg() -> Iterator:
+def _pyplot_on_agg() -> Iterator[Any]:
     """Give pyplot with the backend that needs no screen, and put back the caller's (a notebook has its own)."""
     import matplotlib
 

@@ -67,10 +67,10 @@ _SETTINGS = {
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
-    # A server that does not answer is reported within a minute, not after the four that are the default.
+    # A server that does not answer is reported within two minutes, not after more than a quarter of an hour.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
 Progress = Callable[[str], None]
