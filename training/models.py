@@ -8,6 +8,7 @@ fitted on all mature rows. No resampling and no class weights: they buy no ranki
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,8 @@ def fit(
     Raises:
         ValueError: the training rows hold one class only.
     """
+    # Read once, when the OpenMP runtime is loaded: threads that spin while they wait make a busy machine crawl.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import lightgbm as lgb
 
     train = np.flatnonzero(label >= 0)
