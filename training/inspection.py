@@ -27,7 +27,8 @@ class Count:
         field: `n:outcome` (mature units) or `y:outcome` (positives among them), or `n:activity`.
         window: days (or hours) it looks back; None for all time.
         value: the count.
-        facts: the latest units in it: unit, known (the day it was counted), units (+1, or -1 taken back), positives.
+        facts: the latest changes in it: unit, known (the day it was counted), units and positives (negative where they
+            were taken back); all of them add up to the value, but for activities, whose facts are not listed.
     """
 
     entity: str
@@ -182,8 +183,9 @@ def _count(
     units = facts.rows.lines if happened.unit == "line" else facts.rows.parcels
     if entity.level == "line" and happened.unit == "parcel":
         keys, ids = key(entity, facts.rows.lines), facts.rows.parcel_id
-        has = np.flatnonzero(keys == lookup.keys[row])
-        mask = np.isin(unit, facts.rows.line_parcel[has])
+        parcel = facts.rows.line_parcel[keys == lookup.keys[row]]
+        times = np.bincount(parcel[parcel >= 0], minlength=facts.rows.parcels.n)[unit]  # once for each such line
+        mask, dn, dy = times > 0, dn * times, dy * times
     else:
         keys, ids = key(entity, units), facts.rows.line_id if happened.unit == "line" else facts.rows.parcel_id
         mask = keys[unit] == lookup.keys[row]
