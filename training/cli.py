@@ -120,7 +120,7 @@ mlflow_option = click.option(
     "--mlflow-uri",
     metavar="URI",
     envvar="DOORSTEP_MLFLOW_URI",
-    help="MLflow tracking store or server [default: SQLite in ./mlflow].",
+    help="MLflow tracking store or server [default: SQLite in the checkout's folder mlflow].",
 )
 
 
@@ -282,12 +282,12 @@ def train(
         seed=seed,
         progress=voice.progress,
     )
-    version = None
+    logged = None
     if log:
         from training.registry import Registry
 
         voice.progress("logging to MLflow")
-        version = Registry(mlflow_uri).log(result, progress=voice.progress).version
+        logged = Registry(mlflow_uri).log(result, progress=voice.progress)
     voice.close()
     if as_json:
         _dump(result.metrics)
@@ -296,8 +296,9 @@ def train(
 
         click.echo(table(result.metrics))
         click.echo(f"\nbundle {result.bundle_dir}, holdout and metrics beside it")
-        if version is not None:
-            click.echo(f"registered as doorstep version {version}, alias challenger")
+        if logged is not None:
+            champion = f"the champion is version {logged.champion}" if logged.champion else "there is no champion yet"
+            click.echo(f"registered as doorstep version {logged.version}, alias challenger; {champion}")
     voice.next("doorstep promote" if log else f"doorstep serve --bundle {result.bundle_dir}")
 
 

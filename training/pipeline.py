@@ -58,6 +58,7 @@ class TargetReport:
         features: names of the columns.
         dropped: columns that were left out, having nothing to say in the training rows.
         holdout: unit_id, decided_at, target, label, probability.
+        groups: order of each row of the holdout: rows of one order are not independent.
         sample: feature values of up to `SAMPLE_ROWS` rows of the holdout.
         contributions: shape as `sample`, calibrated log-odds (phi_i).
         baseline_notes: what each baseline is, in words.
@@ -72,6 +73,7 @@ class TargetReport:
     features: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     holdout: pd.DataFrame | None = None
+    groups: Array | None = None
     sample: pd.DataFrame | None = None
     contributions: Array | None = None
     baseline_notes: dict[str, str] = field(default_factory=dict)
@@ -391,6 +393,7 @@ def _judge(
     report.holdout = _holdout_frame(
         units.target, units.unit_id[fold.test], units.decided_at[fold.test], fold.test_label, probability
     )
+    report.groups = units.group[fold.test]
     pick = np.linspace(0, len(fold.test) - 1, min(SAMPLE_ROWS, len(fold.test))).astype(np.int64)
     rows = matrix[fold.test[pick]]
     report.sample = pd.DataFrame(rows, columns=model.features.names)
@@ -418,7 +421,7 @@ def _judge(
     test_codes = codes.iloc[fold.test].reset_index(drop=True)
     rivals = {name: b.predict(test, test_codes) for name, b in baselines.items()}
     report.baseline_notes = {name: b.describe() for name, b in baselines.items()}
-    judged = evaluate(fold.test_label, probability, rivals, groups=units.group[fold.test], seed=seed)
+    judged = evaluate(fold.test_label, probability, rivals, groups=report.groups, seed=seed)
     document["metrics"], document["baselines"] = judged["metrics"], judged["baselines"]
     document["against_baselines"] = judged["against"]
     document["baseline_notes"] = report.baseline_notes

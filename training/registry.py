@@ -692,7 +692,7 @@ def _log_target(
         unit, simulated = report.unit, result.simulated
         if report.holdout is not None and len(report.holdout):
             label, probability = report.holdout["label"], report.holdout["probability"]
-            png = calibration_plot(target, label, probability, unit=unit, simulated=simulated)
+            png = calibration_plot(target, label, probability, groups=report.groups, unit=unit, simulated=simulated)
             _send(client, run, Path(scratch) / "calibration.png", png)
         if report.sample is not None and report.contributions is not None and len(report.sample):
             # shap draws dot by dot in Python: beyond a thousand rows it gets slow and no clearer.

@@ -52,8 +52,8 @@ def table(metrics: Mapping[str, Any]) -> str:
     """Metrics of a training beside the baselines, one block per target."""
     said = "SIMULATED data" if metrics.get("simulated") else "data"
     out = [
-        f"{metrics['dataset']}: {said} as of {metrics['as_of'][:10]}, judged on decisions from "
-        f"{metrics['holdout_from'][:10]} (95 % intervals; verdict by log loss)"
+        f"{metrics['dataset']}: {said} as of {metrics['as_of'][:16]}Z, judged on decisions from "
+        f"{metrics['holdout_from'][:16]}Z (95 % intervals; verdict by log loss)"
     ]
     rows = [["target", "", "AUC", "log loss", "calibration error", "top 10 % hold"]]
     notes = []
