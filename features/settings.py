@@ -277,7 +277,7 @@ def _parse_moment(value: Any, zone: ZoneInfo | None, wrong: Any) -> pd.Timestamp
         if not isinstance(value, str | dt.date | pd.Timestamp):
             raise ValueError
         moment = pd.Timestamp(value)
-        if moment is pd.NaT:
+        if pd.isna(moment):
             raise ValueError
     except ValueError:
         wrong("extracted_at", f"given {value!r}, which is no moment", allowed)
