@@ -77,7 +77,8 @@ class Explained:
             taken[f.team] += 1
             left[f.team] -= gain
             value, usual = float(self.matrix[row, i]), self.model.usual[i]
-            aside = "" if np.isnan(usual) or usual == value else f", usual here is {f.show(usual)}"
+            same = np.isnan(usual) or f.say(usual) == f.say(value)
+            aside = "" if same else f", usual here is {f.show(usual)}"
             out.append(
                 {
                     "feature": f.name,

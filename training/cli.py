@@ -334,7 +334,8 @@ def score(voice: Voice, dataset: Path, out: Path, bundle: Path, as_of: str | Non
     voice.progress("joining tables and counting history")
     facts = Facts.of(data, _zoned(as_of, data))
     since = _zoned(decided_from, data)
-    frames, done, total = [], 0, facts.rows.parcels.n
+    frames: list[pd.DataFrame] = []
+    done, total = 0, facts.rows.parcels.n
     for rows, parcel, _ in chunks(facts):
         frames += run(loaded, rows, None if since is None else moment(since))
         done += len(parcel)

@@ -206,8 +206,8 @@ def train(
             training,
         )
         for name in fitted:
-            model, report = bundle.targets[name], result.targets[name]
-            _judge(facts, units[name], matrices, model, report, documents[name], start, end, seed, say)
+            served, report = bundle.targets[name], result.targets[name]
+            _judge(facts, units[name], matrices, served, report, documents[name], start, end, seed, say)
     result.holdout.to_parquet(part / "holdout.parquet", index=False)
     (part / "metrics.json").write_text(json.dumps(result.metrics, indent=2, allow_nan=False) + "\n")
     _replace(part, out)
