@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # before bentoml reads it: nothing phones home
@@ -84,7 +85,7 @@ class Live:
 
     def __init__(self) -> None:
         self.bundle = Watcher(
-            os.environ.get("DOORSTEP_BUNDLE") or None, Bundle.load, name="bundle", on_change=self._swap
+            os.environ.get("DOORSTEP_BUNDLE") or None, self._load_bundle, name="bundle", on_change=self._swap
         )
         self.snapshot = Watcher(
             os.environ.get("DOORSTEP_SNAPSHOT") or None, Snapshot.load, name="snapshot", on_change=self._swap
@@ -94,7 +95,7 @@ class Live:
 
     def start(self) -> None:
         """Load what is configured, then keep looking for new versions."""
-        for watcher in (self.bundle, self.snapshot):
+        for watcher in (self.snapshot, self.bundle):
             watcher.check()
             watcher.start()
 
@@ -102,6 +103,12 @@ class Live:
         """Stop looking."""
         self.bundle.stop()
         self.snapshot.stop()
+
+    def _load_bundle(self, directory: Path) -> Bundle:
+        """A bundle that has answered once: one that cannot is refused here, and no request pays for a first time."""
+        bundle = Bundle.load(directory)
+        answer(bundle, self.snapshot.value, _RULES.one(to_json(EXAMPLE)))
+        return bundle
 
     def _swap(self) -> None:
         bundle, snapshot = self.bundle.value, self.snapshot.value

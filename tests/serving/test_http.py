@@ -4,10 +4,13 @@ import datetime as dt
 import gzip
 import json
 import math
+import os
 import pickle
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -504,6 +507,23 @@ class TestConventions:
         for service in (bare, loaded):
             service.http.post("/v1/risk", json=EXAMPLE)
             assert not service.outside.exists()
+
+    def test_a_worker_imports_no_training_library(self, trained: Any, tmp_path: Path) -> None:
+        code = """
+import json, sys
+import serving.server
+from serving.schemas import EXAMPLE
+from serving.service import Doorstep, answer, live
+Doorstep()
+work = live().accept("/v1/risk", json.dumps(EXAMPLE).encode())
+assert not answer(work.loaded.bundle, work.loaded.snapshot, work.requests)[0]["degraded"]
+print(json.dumps(sorted({m.partition(".")[0] for m in sys.modules})))
+"""
+        env = {**os.environ, "DOORSTEP_BUNDLE": str(trained.bundle), "DOORSTEP_SNAPSHOT": str(trained.snapshot)}
+        ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0, ran.stderr
+        heavy = {"mlflow", "sklearn", "shap", "lightgbm", "pandera", "scipy", "matplotlib", "fastapi", "training"}
+        assert not heavy & set(json.loads(ran.stdout))
 
     def test_one_port_is_open(self, bare: Any) -> None:
         listening = []

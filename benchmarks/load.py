@@ -1,0 +1,315 @@
+"""Doorstep against what one would write instead (benchmarks/peer), asked about the same parcels in one run.
+
+    python benchmarks/load.py [--parcels 20000] [--seconds 10] [--rate 50] [--clients 4] [--json]
+
+Makes a simulated shop and trains it (once; kept in benchmarks/out/load), then starts each server as one process and
+puts two loads on it from this one, all sharing the same cores: a closed loop of a few clients, each asking again as
+soon as it is answered (requests per second), and a steady rate whatever the answers take, each request timed from when
+it was due, so that a server that stalls is charged for everybody who would have waited. On a machine that is busy with
+other things look at the processor time per request, which suffers least. The status is 1 if the two do not give the
+same probabilities to 1e-6, if a request fails, or if Doorstep is not five times as fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+OUT = ROOT / "benchmarks" / "out" / "load"
+ASKED = 500
+"""Parcels that are asked about, the newest ones, round and round."""
+
+
+class Client:
+    """One kept-alive HTTP/1.1 connection: little more than the socket, to leave the cores to the server."""
+
+    def __init__(self, port: int, path: str) -> None:
+        self.port = port
+        self.head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
+
+    async def open(self) -> Client:
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        return self
+
+    async def ask(self, body: bytes) -> tuple[int, bytes]:
+        self.writer.write(f"{self.head}{len(body)}\r\n\r\n".encode() + body)
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        return int(head[9:12]), await self.reader.readexactly(length)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+async def closed_loop(port: int, path: str, bodies: list[bytes], *, clients: int, seconds: float) -> dict[str, float]:
+    """Requests per second that `clients` get out of the server."""
+    until = time.perf_counter() + seconds
+    done = failed = 0
+
+    async def one(first: int) -> None:
+        nonlocal done, failed
+        client = await Client(port, path).open()
+        i = first
+        while time.perf_counter() < until:
+            status, _ = await client.ask(bodies[i % len(bodies)])
+            done += status == 200
+            failed += status != 200
+            i += clients
+        client.close()
+
+    start = time.perf_counter()
+    await asyncio.gather(*(one(i) for i in range(clients)))
+    return {"requests_per_second": done / (time.perf_counter() - start), "answered": done, "failed": failed}
+
+
+async def steady(port: int, path: str, bodies: list[bytes], *, rate: float, seconds: float) -> dict[str, float]:
+    """Latency in milliseconds at `rate` requests per second."""
+    idle: list[Client] = [await Client(port, path).open() for _ in range(4)]
+    latencies: list[float] = []
+    failed = 0
+
+    async def one(due: float, body: bytes) -> None:
+        nonlocal failed
+        client = idle.pop() if idle else await Client(port, path).open()
+        status, _ = await client.ask(body)
+        latencies.append((time.perf_counter() - due) * 1000)
+        failed += status != 200
+        idle.append(client)
+
+    start = time.perf_counter()
+    tasks = []
+    for i in range(int(rate * seconds)):
+        due = start + i / rate
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(due, bodies[i % len(bodies)])))
+    await asyncio.gather(*tasks)
+    for client in idle:
+        client.close()
+    latencies.sort()
+    quantiles = {f"p{q}_ms": latencies[min(len(latencies) - 1, len(latencies) * q // 100)] for q in (50, 95, 99)}
+    return {**quantiles, "failed": failed}
+
+
+def prepare(directory: Path, parcels: int) -> None:
+    """A trained world, the peer's models, and the same parcels as each service wants to be asked for them."""
+    import joblib
+    import lightgbm
+    import numpy as np
+    from sklearn.preprocessing import LabelEncoder
+
+    from features.dataset import Dataset
+    from features.rows import Rows
+    from features.snapshot import Snapshot
+    from serving.bundle import Bundle
+    from serving.score import _tables, explain_rows
+    from training.pipeline import train
+    from training.world import generate
+
+    print(f"preparing a simulated shop of {parcels:,} parcels and its models, some minutes", file=sys.stderr)
+    part = directory.with_name(f".{directory.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    dataset = Dataset.open(generate(part / "world", parcels=parcels, seed=1))
+    snapshot = Snapshot.from_dataset(dataset)
+    snapshot.save(part / "snapshot")
+    bundle = Bundle.load(train(dataset, out=part / "run", seed=0).bundle_dir)
+
+    models = {}
+    for name, model in bundle.targets.items():
+        classifier = lightgbm.LGBMClassifier(n_jobs=1)  # its default, all cores, is slower on one row
+        booster = lightgbm.Booster(model_file=part / "run" / "bundle" / "models" / f"{name}.txt")
+        classifier._Booster, classifier._objective, classifier.fitted_ = booster, "binary", True
+        classifier._n_features = classifier._n_features_in = booster.num_feature()
+        classifier._classes, classifier._n_classes = np.array([0, 1]), 2
+        classifier._le = LabelEncoder().fit([0, 1])
+        models[name] = (model.features.unit, model.features.names, classifier)
+    joblib.dump(models, part / "peer.joblib")
+
+    def plain(row: dict[str, Any]) -> dict[str, Any]:
+        times = {k: v.isoformat() for k, v in row.items() if hasattr(v, "isoformat") and v == v}
+        return {k: times.get(k, v) for k, v in row.items() if v is not None and v == v}
+
+    tables = {name: dataset.tables[name].to_dict("records") for name in ("orders", "parcels", "order_lines")}
+    flags = {"is_business", "documents_complete"}
+    rows = [{k: bool(v) if k in flags else v for k, v in plain(r).items()} for r in tables["parcels"]]
+    orders = {r["order_id"]: {k: bool(v) if k in flags else v for k, v in plain(r).items()} for r in tables["orders"]}
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for r in tables["order_lines"]:
+        lines.setdefault(r["parcel_id"], []).append(plain(r))
+    newest = sorted((r for r in rows if "packed_at" in r), key=lambda r: r["packed_at"])[-ASKED:]
+    requests = [{"order": orders[r["order_id"]], "parcel": r, "lines": lines.get(r["parcel_id"], [])} for r in newest]
+
+    peers = []
+    for request in requests:
+        explained = list(explain_rows(bundle, Rows(_tables([request], snapshot), snapshot)))
+        peer: dict[str, Any] = {"parcel": {}, "lines": [{} for _ in request["lines"]]}
+        for e in explained:
+            for i, row in enumerate(e.matrix.tolist()):
+                features = {k: None if math.isnan(v) else v for k, v in zip(e.model.features.names, row, strict=True)}
+                (peer["parcel"] if e.model.features.unit == "parcel" else peer["lines"][i]).update(features)
+        peers.append(peer)
+    calibration = {n: (m.slope, m.intercept) for n, m in bundle.targets.items()}
+    (part / "requests.json").write_text(json.dumps({"doorstep": requests, "peer": peers, "calibration": calibration}))
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(part, directory)
+
+
+@contextmanager
+def server(command: list[str], port: int, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    """A server process, and the seconds from its start to its first answer."""
+    start = time.perf_counter()
+    log = OUT / f"{port}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env={**os.environ, **env}, cwd=ROOT, stdout=out, stderr=out)
+    try:
+        while True:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            try:
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == 200:
+                    break
+            except OSError:
+                if process.poll() is not None or time.perf_counter() - start > 120:
+                    raise SystemExit(f"the server did not start:\n{log.read_text()}") from None
+                time.sleep(0.02)
+            finally:
+                connection.close()
+        yield process, time.perf_counter() - start
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def memory(process: subprocess.Popen[bytes]) -> float:
+    """Resident memory of the process in MB."""
+    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise OSError("no VmRSS")
+
+
+def processor(process: subprocess.Popen[bytes]) -> float:
+    """Seconds of processor time the process has used."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(
+    process: subprocess.Popen[bytes], port: int, path: str, bodies: list[bytes], args: argparse.Namespace
+) -> dict[str, float]:
+    """All figures of one server."""
+    await closed_loop(port, path, bodies, clients=args.clients, seconds=2)  # warm
+    before = processor(process)
+    closed = await closed_loop(port, path, bodies, clients=args.clients, seconds=args.seconds)
+    used = 1000 * (processor(process) - before) / closed.pop("answered")
+    held = await steady(port, path, bodies, rate=args.rate, seconds=args.seconds)
+    failed = closed.pop("failed") + held.pop("failed")
+    return {**closed, "processor_ms": used, **held, "memory_mb": memory(process), "failed": failed}
+
+
+async def probabilities(port: int, path: str, bodies: list[bytes]) -> list[dict[str, Any]]:
+    """The answers to the bodies."""
+    client = await Client(port, path).open()
+    answers = [json.loads((await client.ask(body))[1]) for body in bodies]
+    client.close()
+    return answers
+
+
+def disagreement(ours: list[Any], theirs: list[Any], calibration: dict[str, tuple[float, float]]) -> float:
+    """Largest difference between the served probabilities and the peer's, which are calibrated here."""
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        pairs = [(name, risk["probability"], b[name]["probability"]) for name, risk in a["risks"].items()]
+        for line, other in zip(a["returns"], b.get("returned", []), strict=True):
+            pairs.append(("returned", line["probability"], other["probability"]))
+        for name, p, raw in pairs:
+            slope, intercept = calibration[name]
+            z = intercept + slope * math.log(raw / (1 - raw))
+            worst = max(worst, abs(p - 1 / (1 + math.exp(-z))))
+    return worst
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--parcels", type=int, default=20_000, help="parcels of the simulated shop (default 20000)")
+    parser.add_argument("--seconds", type=float, default=10, help="how long each load lasts (default 10)")
+    parser.add_argument("--rate", type=float, default=50, help="requests per second of the steady load (default 50)")
+    parser.add_argument("--clients", type=int, default=4, help="clients of the closed loop (default 4)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes of Doorstep (default 1); memory is the first's"
+    )
+    parser.add_argument("--fresh", action="store_true", help="make the shop and its models anew")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")
+    args = parser.parse_args()
+
+    directory = OUT / str(args.parcels)
+    OUT.mkdir(parents=True, exist_ok=True)
+    if args.fresh or not directory.exists():
+        prepare(directory, args.parcels)
+    made = json.loads((directory / "requests.json").read_text())
+    bodies = {name: [json.dumps(r).encode() for r in made[name]] for name in ("doorstep", "peer")}
+
+    run = f"from serving.server import run; run(port={{port}}, workers={args.workers})"
+    commands = {
+        "peer": ["-m", "uvicorn", "--app-dir", "benchmarks/peer", "service:app", "--log-level", "warning", "--port"],
+        "doorstep": ["-c", run],
+    }
+    paths = {"peer": "/risk", "doorstep": "/v1/risk"}
+    figures: dict[str, dict[str, float]] = {}
+    answers: dict[str, list[Any]] = {}
+    for name, command in commands.items():
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = [sys.executable, *([command[0], command[1].format(port=port)] if name == "doorstep" else command)]
+        if name == "peer":
+            command.append(str(port))
+        env = {
+            "PEER_MODELS": str(directory / "peer.joblib"),
+            "DOORSTEP_BUNDLE": str(directory / "run" / "bundle"),
+            "DOORSTEP_SNAPSHOT": str(directory / "snapshot"),
+            "PYTHONPATH": str(ROOT),
+            "BENTOML_DO_NOT_TRACK": "true",
+        }
+        print(f"{name}: answering for {2 * args.seconds:.0f} seconds and a little", file=sys.stderr)
+        with server(command, port, **env) as (process, ready):
+            answers[name] = asyncio.run(probabilities(port, paths[name], bodies[name][:50]))
+            figures[name] = {
+                "ready_seconds": ready,
+                **asyncio.run(measure(process, port, paths[name], bodies[name], args)),
+            }
+
+    worst = disagreement(answers["doorstep"], answers["peer"], made["calibration"])
+    times = figures["doorstep"]["requests_per_second"] / figures["peer"]["requests_per_second"]
+    document = {**figures, "times_as_fast": times, "largest_disagreement": worst}
+    if args.json:
+        print(json.dumps(document, indent=2))
+    else:
+        print(f"{'':10}{'ready':>8}{'requests/s':>12}{'CPU each':>10}{'p50':>10}{'p95':>10}{'p99':>10}{'memory':>10}")
+        for name, f in figures.items():
+            quantiles = "".join(f"{f[q]:>7.1f} ms" for q in ("p50_ms", "p95_ms", "p99_ms"))
+            speed = f"{f['requests_per_second']:>12.1f}{f['processor_ms']:>7.1f} ms"
+            print(f"{name:10}{f['ready_seconds']:>6.1f} s{speed}{quantiles}{f['memory_mb']:>7.0f} MB")
+        print(f"requests/s from {args.clients} clients; quantiles at {args.rate:g} requests/s held steady")
+        print(f"Doorstep answers {times:.1f} times as many; the probabilities differ by at most {worst:.1e}")
+    failed = sum(f["failed"] for f in figures.values())
+    return int(bool(failed) or worst > 1e-6 or times < 5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
