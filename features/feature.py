@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from features.history import STRENGTH
 from features.vocabulary import TARGETS, TEAMS
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Theme:
         window: int | None = None,
         level: str = "parcel",
         aggregate: str | None = None,
-        strength: float = 50.0,
+        strength: float = STRENGTH,
     ) -> None:
         """Register the share of an outcome among an entity's mature units, over `window` days or all time.
 

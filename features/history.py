@@ -59,6 +59,9 @@ class Entity:
         return tuple(out)
 
 
+STRENGTH = 50.0
+"""A rate is drawn towards its parent's as if so many more units at the parent's rate had been seen."""
+
 ACTIVITIES = ("ordered", "packed")
 """Counts of facts that are no outcomes: orders placed, parcels packed."""
 
@@ -233,7 +236,7 @@ class Lookup:
         self.entity, self.counts, self.parent = entity, counts, parent
         self.keys, self.bucket = keys, bucket
         self._field = {name: i for i, name in enumerate(entity.fields)}
-        self._rates: dict[tuple[str, int | None], Array] = {}
+        self._rates: dict[tuple[str, int | None, float], Array] = {}
         if len(counts.keys):
             place = np.minimum(np.searchsorted(counts.keys, keys), len(counts.keys) - 1)
             self._known = (counts.keys[place] == keys) & (keys != 0)
@@ -241,6 +244,7 @@ class Lookup:
         else:
             self._known, self._base = np.zeros(len(keys), dtype=bool), np.zeros(len(keys), dtype=np.int64)
         self._at: dict[int | None, Array] = {}
+        self._sums: dict[int | None, Array] = {}
 
     def _place(self, back: int | None) -> Array:
         """Row of the running sums at `back` buckets before the decision (None: at the beginning)."""
@@ -252,6 +256,14 @@ class Lookup:
     def _search(self, bucket: Array | int) -> Array:
         return np.where(self._known, np.searchsorted(self.counts.order, self._base | bucket), 0)
 
+    def _all(self, window: int | None) -> Array:
+        """All fields' sums over a window, (n, f) float64: read together, as most of them are asked for."""
+        found = self._sums.get(window)
+        if found is None:
+            sums = self.counts.sums
+            found = self._sums[window] = (sums[self._place(0)] - sums[self._place(window)]).astype(np.float64)
+        return found
+
     def count(self, field: str, window: int | None = None, before: Array | None = None) -> Array:
         """A sum over the last `window` buckets before the decision, all of them if no window; (n,) float64.
 
@@ -260,33 +272,36 @@ class Lookup:
             window: days (hours for an hourly entity).
             before: (n,) datetime64[us]; where this is earlier than the decision, the count ends here.
         """
-        column = self.counts.sums[:, self._field[field]]
-        end = self._place(0) if before is None else self._search(np.minimum(self.bucket, _bucket(before, self.entity)))
-        found = (column[end] - column[self._place(window)]).astype(np.float64)
+        if before is None:
+            found = self._all(window)[:, self._field[field]]
+        else:
+            end = self._search(np.minimum(self.bucket, _bucket(before, self.entity)))
+            column = self.counts.sums[:, self._field[field]]
+            found = (column[end] - column[self._place(window)]).astype(np.float64)
         if self._trace is not None:
             self._trace.append({"lookup": self, "field": field, "window": window, "count": found})
         return found
 
-    def rate(self, outcome: str, window: int | None = None, strength: float = 50.0) -> Array:
+    def rate(self, outcome: str, window: int | None = None, strength: float = STRENGTH) -> Array:
         """Share of positives among mature units, drawn towards the parent's where few are known; (n,) float64.
 
         Additive smoothing, `(y + strength * parent) / (n + strength)`: an entity never seen answers with its parent's
-        rate. The parent is read over all time, so that only the entity's own count is recent. NaN where nothing is
-        known at all.
+        rate. The parent is read over all time and with the usual strength, so that only the entity's own count is
+        recent. NaN where nothing is known at all.
         """
-        known = self._rates.get((outcome, window))
+        known = self._rates.get((outcome, window, strength))
         if known is None:
             n, y = self.count(f"n:{outcome}", window), self.count(f"y:{outcome}", window)
             if self.parent is None:
                 with np.errstate(invalid="ignore", divide="ignore"):
                     known = np.where(n > 0, y / n, np.nan)
             elif f"n:{outcome}" in self.parent._field:
-                known = (y + strength * self.parent.rate(outcome, None, strength)) / (n + strength)
+                known = (y + strength * self.parent.rate(outcome)) / (n + strength)
             else:
                 raise KeyError(
                     f"{self.entity.parent} keeps no counts of {outcome}, so {self.entity.name} cannot fall back to it"
                 )
-            self._rates[outcome, window] = known
+            self._rates[outcome, window, strength] = known
         return known
 
 

@@ -67,6 +67,12 @@ class TargetModel:
         return points(self.base, self.slope * self.trees.contributions(matrix))
 
     @cached_property
+    def usual_words(self) -> list[str | None]:
+        """The usual value of each feature in words, None where there is none."""
+        shown = zip(self.features.features, self.usual, strict=True)
+        return [None if np.isnan(value) else f.show(value) for f, value in shown]
+
+    @cached_property
     def teams(self) -> list[str]:
         """Owner team of each feature."""
         return [f.team for f in self.features.features]

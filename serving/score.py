@@ -60,38 +60,37 @@ class Explained:
 
     def drivers(self, row: int) -> list[dict[str, Any]]:
         """What drives the row's risk, by team: the largest few named, the rest of each team as one entry."""
-        risk = self.points[row]
-        features = self.model.features.features
-        left = {team: self.teams[team][row] for team in TEAMS}
-        taken = dict.fromkeys(TEAMS, 0)
-        rest = dict.fromkeys(TEAMS, 0)
+        risk, values = self.points[row].tolist(), self.matrix[row].tolist()
+        features, usual = self.model.features.features, self.model.usual_words
+        left = {team: float(self.teams[team][row]) for team in TEAMS}
+        taken, rest = dict.fromkeys(TEAMS, 0), dict.fromkeys(TEAMS, 0)
         out: list[dict[str, Any]] = []
-        for i in np.argsort(-np.abs(risk), kind="stable").tolist():
-            gain = float(risk[i])
+        for i in np.argsort(-np.abs(self.points[row]), kind="stable").tolist():
+            gain, f = risk[i], features[i]
             if gain == 0.0:
                 break
-            f = features[i]
             if taken[f.team] == TOP:
                 rest[f.team] += 1
                 continue
             taken[f.team] += 1
             left[f.team] -= gain
-            value, usual = float(self.matrix[row, i]), self.model.usual[i]
-            same = np.isnan(usual) or f.say(usual) == f.say(value)
-            aside = "" if same else f", usual here is {f.show(usual)}"
+            value = values[i]
+            words = f.say(value)
+            same = usual[i] is None or words == f"{f.text} {usual[i]}"
+            aside = "" if same else f", usual here is {usual[i]}"
             out.append(
                 {
                     "feature": f.name,
                     "team": f.team,
-                    "value": None if np.isnan(value) else value,
+                    "value": None if value != value else value,
                     "points": gain,
                     "lever": f.lever,
-                    "text": f"{f.say(value)}{aside}: {100 * gain:+.1f} points",
+                    "text": f"{words}{aside}: {100 * gain:+.1f} points",
                 }
             )
         for team, count in rest.items():
             if count:
-                gain = float(left[team])
+                gain = left[team]
                 text = f"{count} smaller {team} drivers: {100 * gain:+.1f} points"
                 out.append(
                     {"feature": "other", "team": team, "value": None, "points": gain, "lever": False, "text": text}
