@@ -51,7 +51,7 @@ class DemoError(Exception):
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path), default="demo")
-@click.option("--parcels", type=click.IntRange(2_000), default=12_000, show_default=True, help="Size of the shop.")
+@click.option("--parcels", type=click.IntRange(2_000), default=20_000, show_default=True, help="Size of the shop.")
 @click.option("--seed", type=int, default=7, show_default=True, help="The same seed gives the same shop.")
 def main(folder: Path, parcels: int, seed: int) -> None:
     """Show Doorstep from a shop's raw tables to an explained risk over HTTP, in FOLDER, which is made anew."""
