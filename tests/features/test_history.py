@@ -95,7 +95,7 @@ def test_nothing_known_at_all_is_no_rate_and_something_known_of_others_is_theirs
     assert np.isnan(rows.parcels.lookup("lane").rate("late")[first])
 
     tables = columns(shop(0).tables)
-    tables["parcels"]["carrier"] = np.full_like(tables["parcels"]["carrier"], "a carrier nobody has seen")
+    tables["parcels"] |= {"carrier": np.full_like(tables["parcels"]["carrier"], "a carrier nobody has seen")}
     unseen = Rows(tables, facts.snapshot).parcels
     np.testing.assert_allclose(unseen.lookup("lane").rate("late"), unseen.lookup("all").rate("late"), rtol=1e-14)
 
@@ -155,8 +155,8 @@ def test_what_is_merged_answers_as_the_whole(tmp_path) -> None:
 
 def test_rows_without_a_key_are_counted_nowhere_but_in_the_shop() -> None:
     dataset = shop(5)
-    dataset.tables["parcels"]["carrier"] = None
-    history = Facts.of(dataset).snapshot.history
+    parcels = dataset.tables["parcels"].assign(carrier=None).astype({"carrier": object})
+    history = Facts.of(Dataset(dataset.settings, dataset.tables | {"parcels": parcels})).snapshot.history
 
     assert len(history.counts["carrier"].table()[0]) == 0
     assert len(history.counts["lane"].table()[0]) == 0

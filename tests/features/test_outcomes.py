@@ -255,7 +255,7 @@ def any_outcome(draw: st.DrawFn) -> Outcome:
 
 
 @given(any_outcome(), st.integers(0, 14))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 def test_any_steps_add_up_to_the_labels_and_never_see_the_future(outcome: Outcome, end: int) -> None:
     unit, at, dn, dy = outcome.steps(np.datetime64(end, "us"))
 

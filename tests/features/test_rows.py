@@ -21,7 +21,7 @@ NOON = pd.Timestamp("2024-05-01 12:00", tz="UTC")
 NAT = np.datetime64("NaT", "us")
 
 text = st.one_of(st.none(), st.text(max_size=3), st.sampled_from(["a", "b", "c"]))
-quick = settings(max_examples=150, deadline=None, derandomize=True)
+quick = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 def objects(values: list) -> np.ndarray:

@@ -4,6 +4,7 @@ that facts come to be known at the very moment of a decision, at midnight, and i
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -41,8 +42,9 @@ def settings(extras: bool = True) -> Settings:
     )
 
 
+@lru_cache(maxsize=64)
 def shop(seed: int, orders: int = 80, *, extras: bool = True, without: tuple[str, ...] = ()) -> Dataset:
-    """A random shop.
+    """A random shop; the same object each time it is asked for, so not to be changed.
 
     Args:
         seed: of everything random.

@@ -33,7 +33,7 @@ class HistoryOracle:
         return found
 
     def key(self, entity: Entity, unit: Unit) -> tuple[str, ...] | None:
-        """Values of the entity's columns, None if any is missing or not yet known."""
+        """Values of the entity's columns, None if one that it needs is missing or not yet known."""
         at = entity.name, id(unit)
         if at not in self._keys:
             self._keys[at] = self._key(entity, unit)
@@ -52,7 +52,11 @@ class HistoryOracle:
             ):
                 return None
             out.append(row.get(column))
-        return None if any(v is None for v in out) else tuple(out)
+        # Where several columns make the key, a shop may do without its one country or service.
+        needed = [c for _, c in entity.columns if len(out) == 1 or c not in ("destination_country", "service")]
+        return (
+            None if any(v is None for (_, c), v in zip(entity.columns, out, strict=True) if c in needed) else tuple(out)
+        )
 
     def ends(self, entity: Entity, decided: pd.Timestamp) -> pd.Timestamp:
         """The first moment that is too late to be counted, but for `as_of`."""
@@ -93,10 +97,10 @@ class HistoryOracle:
     def rate(
         self, entities: dict[str, Entity], name: str, unit: Unit, outcome: str, window: int | None, strength: float
     ) -> float:
-        """(y + strength * parent's rate of all time) / (n + strength); at the top y / n, NaN without units."""
+        """(y + strength * parent) / (n + strength), the parent of all time with 50; at the top y / n, NaN if n = 0."""
         entity = entities[name]
         n = self.count(entity, unit, f"n:{outcome}", window)
         y = self.count(entity, unit, f"y:{outcome}", window)
         if entity.parent is None:
             return y / n if n > 0 else float("nan")
-        return (y + strength * self.rate(entities, entity.parent, unit, outcome, None, strength)) / (n + strength)
+        return (y + strength * self.rate(entities, entity.parent, unit, outcome, None, 50.0)) / (n + strength)

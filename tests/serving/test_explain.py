@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from features.vocabulary import TEAMS
 from serving.explain import by_team, logistic, points
 
-quick = settings(max_examples=300, deadline=None, derandomize=True)
+quick = settings(max_examples=150, deadline=None, derandomize=True)
 
 log_odds = st.floats(-40, 40)
 contribution = st.one_of(
