@@ -97,7 +97,7 @@ def test_what_is_installed_is_what_is_pinned() -> None:
 # ---- what is tracked
 
 HERE_ONLY = re.compile(r"(?<![\w.~-])/(?:work|root|tmp|home/\w+|Users/\w+)/")
-INDEXES = re.compile(r"(?:extra-index|index-url|find-links|pythonhosted|/simple/|pip\.conf)", re.IGNORECASE)
+INDEXES = re.compile(r"(?:index-url|find-links)[ =]+\S*/|https?://\S*(?:pythonhosted|/simple\b)", re.IGNORECASE)
 
 
 def texts(tracked: list[Path]) -> list[tuple[Path, str]]:
