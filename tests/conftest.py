@@ -41,7 +41,7 @@ def world_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def result(world_dataset: Path, tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+def result(world_dataset: Path, tmp_path_factory: pytest.TempPathFactory):
     """The training result of the world."""
     from features import Dataset
     from training import train
@@ -50,7 +50,7 @@ def result(world_dataset: Path, tmp_path_factory: pytest.TempPathFactory):  # no
 
 
 @pytest.fixture(scope="session")
-def trained(world_dataset: Path, result, tmp_path_factory: pytest.TempPathFactory) -> Trained:  # noqa: ANN001
+def trained(world_dataset: Path, result, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The trained world and a snapshot of it."""
     from features import Dataset
     from features.snapshot import Snapshot
