@@ -141,7 +141,7 @@ def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Se
     handed, cutoff = first(of("handed_over"), happened), rows.parcels["parcels", "pickup_cutoff_at"]
     handed_known = first(of("handed_over"), known)
     # Judged by whichever is known first; a handover given up later turns the label then, not before.
-    judged = np.maximum(cutoff, handed_known)
+    judged = np.maximum(cutoff + DAY, handed_known)  # a day for the late ones: else only those on time count at first
     judged = np.where(judged < withdrawn, judged, np.where(np.isnat(withdrawn), judged, withdrawn))
     judged = np.maximum(judged, decided)  # a scan dated before the parcel was packed tells nothing before it
     judged_unit, gone = np.flatnonzero(~np.isnat(judged)), np.flatnonzero(~np.isnat(withdrawn))

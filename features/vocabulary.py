@@ -76,7 +76,7 @@ TARGETS: dict[str, Target] = {
             "undelivered",
             "parcel",
             "never arrives",
-            "lost, refused, returned to sender, or no delivery within lost_after_days",
+            "lost, refused, returned to sender, or no delivery known when lost_after_days have passed",
             "lost_after_days after the decision",
         ),
         Target(

@@ -157,6 +157,17 @@ class Bundle:
         seal(part, to, KIND, PROTOCOL, {"settings": settings.to_json(), "targets": models, "training": dict(training)})
         return Bundle.load(to)
 
+    def fits(self, settings: Settings) -> bool:
+        """Whether a snapshot made with these settings counts what the models were trained to read."""
+        ours, theirs = self.settings, settings
+        return (ours.timezone, ours.return_window_days, ours.lost_after_days, ours.extra, ours.codes) == (
+            theirs.timezone,
+            theirs.return_window_days,
+            theirs.lost_after_days,
+            theirs.extra,
+            theirs.codes,
+        )
+
     def columns(self, unit: str) -> FeatureSet:
         """Every feature that a model of the unit reads, each once: the matrix that all of them are cut from."""
         return self._columns[unit][0]

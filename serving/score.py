@@ -132,7 +132,11 @@ def answer(bundle: Bundle | None, snapshot: Snapshot | None, requests: Sequence[
         Per request the body of `/v1/risk`: parcel_id, bundle, as_of, degraded, missing, warnings, risks, returns.
     """
     if bundle is None or snapshot is None:
-        return [_base_rates(bundle, snapshot, r) for r in requests]
+        lacking = " and no ".join(n for n, x in (("model", bundle), ("snapshot", snapshot)) if x is None)
+        return [_base_rates(bundle, snapshot, r, f"no {lacking} is loaded") for r in requests]
+    if not bundle.fits(snapshot.settings):
+        why = "the snapshot was made with other settings (zone, windows, codes or extra columns) than the model"
+        return [_base_rates(bundle, snapshot, r, why) for r in requests]
     # A product described in one request must not be seen by the others: those are joined on their own.
     own = [i for i, r in enumerate(requests) if r.get("listings")]
     shared = [i for i, r in enumerate(requests) if not r.get("listings")]
@@ -293,9 +297,8 @@ def base_rates(bundle: Bundle | None, snapshot: Snapshot | None) -> tuple[dict[s
     return dict(GENERIC_BASE_RATES), "middles of published ranges, not this shop's"
 
 
-def _base_rates(bundle: Bundle | None, snapshot: Snapshot | None, request: Request) -> dict[str, Any]:
+def _base_rates(bundle: Bundle | None, snapshot: Snapshot | None, request: Request, why: str) -> dict[str, Any]:
     rates, source = base_rates(bundle, snapshot)
-    lacking = " and no ".join(n for n, x in (("model", bundle), ("snapshot", snapshot)) if x is None)
 
     def risk(target: str) -> dict[str, Any]:
         p = float(rates[target])
@@ -308,7 +311,7 @@ def _base_rates(bundle: Bundle | None, snapshot: Snapshot | None, request: Reque
         "as_of": None if snapshot is None else f"{snapshot.as_of}Z",
         "degraded": True,
         "missing": [],
-        "warnings": [f"no {lacking} is loaded: these are base rates from {source}, the same for every parcel"],
+        "warnings": [f"{why}: these are base rates from {source}, the same for every parcel"],
         "risks": {n: risk(n) for n in rates if TARGETS[n].unit == "parcel"},
         "returns": [{"line_id": x.get("line_id"), **risk("returned")} for x in lines] if "returned" in rates else [],
     }

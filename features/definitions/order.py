@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.arrays import HOUR, Array, absent, hours_between
+from features.arrays import HOUR, Array, absent, hours_between, take
 from features.feature import Theme, one_of, unit, yes_no
 from features.rows import Level
 
@@ -73,10 +73,12 @@ def promise_weekday(rows: Level) -> Array:
     return weekday(rows.local(rows["orders", "promised_to"]))
 
 
-@feature("Products in the parcel:", level="line", aggregate="sum", show=lambda v: f"{v:.0f}")
+@feature("Products in the parcel:", level="line", aggregate="max", show=lambda v: f"{v:.0f}")
 def lines_in_parcel(rows: Level) -> Array:
-    """How many order lines travel in the parcel; per line it counts itself."""
-    return np.ones(rows.n)
+    """How many order lines travel in the parcel."""
+    parcel = rows.rows.line_parcel
+    lines = np.bincount(parcel[parcel >= 0], minlength=rows.rows.parcels.n).astype(float)
+    return take(lines, parcel, np.nan)
 
 
 @feature("Pieces:", level="line", aggregate="sum", show=lambda v: f"{v:.0f}")

@@ -128,15 +128,15 @@ def test_a_handover_that_is_given_up_after_maturity_takes_the_unit_out_only_then
     assert [known(facts, "late", on) for on in (6, 20, 20.1)] == [0, 0, None]
     assert [known(facts, "undelivered", on) for on in (11, 20, 20.1)] == [0, 0, None]
     assert [known(facts, "returned", on) for on in (10, 11, 20, 20.1)] == [None, 1, 1, None]
-    assert [known(facts, "handover", on) for on in (1, 1.1, 20, 20.1)] == [None, 0, 0, 1]
+    assert [known(facts, "handover", on) for on in (2, 2.1, 20, 20.1)] == [None, 0, 0, 1]
 
 
 @pytest.mark.parametrize(("scan", "missed"), [(0.9, 0), (1.0, 0), (1.1, 1)])
 def test_a_pickup_is_missed_when_the_first_scan_is_after_the_cutoff(scan: float, missed: int) -> None:
     facts = story(("handed_over", scan), ("handed_over", 4))
 
-    assert known(facts, "handover", 1) is None
-    assert known(facts, "handover", 1.2) == missed
+    assert known(facts, "handover", 2) is None, "a day after the cutoff, when the late ones are known too"
+    assert known(facts, "handover", 2.2) == missed
 
 
 def test_a_line_is_kept_when_its_window_has_closed_and_returned_no_sooner() -> None:

@@ -111,7 +111,7 @@ class Oracle:
             cutoff, scans = unit.parcel.get("pickup_cutoff_at"), self._known(unit, as_of, "handed_over")
             if never_left:
                 return 1
-            if cutoff is None or not scans or not cutoff < as_of:
+            if cutoff is None or not scans or not cutoff + pd.Timedelta(days=1) < as_of:
                 return None
             return int(scans[0]["happened_at"] > cutoff)
         if never_left:

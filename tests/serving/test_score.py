@@ -1,5 +1,6 @@
 """One request and a whole dataset are answered alike, on awkward shops: the two paths into `serving.score` agree."""
 
+import dataclasses
 import datetime
 import random
 from typing import Any
@@ -237,3 +238,12 @@ def test_degraded_answers_are_base_rates(facts: Facts, bundle: Bundle, known: st
     else:
         label, mature = facts.outcomes["late"].label(facts.snapshot.as_of)
         assert rates["late"] == label[mature].mean()
+
+
+def test_a_snapshot_made_with_other_settings_is_not_used(facts: Facts, bundle: Bundle) -> None:
+    settings = dataclasses.replace(facts.snapshot.settings, lost_after_days=99)
+    other = dataclasses.replace(facts.snapshot, settings=settings)
+    (said,) = answer(bundle, other, [{"order": {"ordered_at": "2024-05-01T10:00:00Z"}, "parcel": {"parcel_id": "p"}}])
+    assert said["degraded"] is True
+    assert "other settings" in said["warnings"][0]
+    assert said["risks"]["late"]["probability"] == bundle.targets["late"].base_rate
