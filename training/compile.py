@@ -45,7 +45,7 @@ Comparison = tuple[int, float, int]
 """feature, cut, way with missing values: true (go right) where the value is above the cut."""
 
 _FETCH = 4.0  # cost of fetching one table row, in comparisons (measured)
-_STATE = 1 / 256  # price of one number in a table, in comparisons: eight bits at most double a group's cost
+_STATE = 1 / 64  # price of one number in a table, in comparisons: as fast as less, with smaller files (measured)
 _INFINITE = 1e300  # how LightGBM dumps infinity, the cut that parts all numbers from NaN
 _CHUNK = 256  # groups whose tables are filled at a time
 
