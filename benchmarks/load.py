@@ -174,6 +174,18 @@ def prepare(directory: Path, parcels: int) -> None:
     os.replace(part, directory)
 
 
+def usable(directory: Path) -> bool:
+    """Whether `prepare` was here, with features that still compute the same."""
+    from features.files import ArtefactError
+    from serving.bundle import Bundle
+
+    try:
+        Bundle.load(directory / "run" / "bundle")
+    except ArtefactError:
+        return False
+    return (directory / "peer-tuned.joblib").exists()
+
+
 @contextmanager
 def server(command: list[str], port: int, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
     """A server process, and the seconds from its start to its first answer."""
@@ -264,7 +276,7 @@ def main() -> int:
 
     directory = OUT / str(args.parcels)
     OUT.mkdir(parents=True, exist_ok=True)
-    if args.fresh or not directory.exists():
+    if args.fresh or not usable(directory):
         prepare(directory, args.parcels)
     made = json.loads((directory / "requests.json").read_text())
     bodies = {name: [json.dumps(r).encode() for r in made[name]] for name in ("doorstep", "peer")}
@@ -297,6 +309,8 @@ def main() -> int:
         print(f"{name}: answering for {2 * args.seconds:.0f} seconds and a little", file=sys.stderr)
         with server([sys.executable, *(word.format(port=port) for word in command)], port, **env) as (process, ready):
             answers[name] = asyncio.run(probabilities(port, path, asked[:50]))
+            if name == "doorstep" and any(a["degraded"] for a in answers[name]):
+                raise SystemExit(f"doorstep served base rates: {answers[name][0]['warnings']}")
             figures[name] = {"ready_seconds": ready, **asyncio.run(measure(process, port, path, asked, args))}
 
     worst = disagreement(answers["doorstep"], answers["peer"], made["calibration"])
