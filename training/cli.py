@@ -149,7 +149,7 @@ def _zoned(value: str | None, dataset: Dataset) -> Any:
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
-@click.version_option(package_name="doorstep", message="%(prog)s %(version)s")
+@click.version_option(package_name="doorstep", prog_name="doorstep", message="%(prog)s %(version)s")
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Doorstep learns why parcels fail at the door and why goods come back, and tells the team that can change it.
@@ -157,6 +157,8 @@ def main(ctx: click.Context) -> None:
     A first round: doorstep world shop --parcels 10000, then check, train, promote, snapshot, serve.
     """
     ctx.ensure_object(Voice)
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
 
 
 @main.command()
