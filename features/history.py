@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -50,17 +51,28 @@ class Entity:
     counts: tuple[str, ...]
     hourly: bool = False
 
-    @property
+    @cached_property
+    def outcomes(self) -> tuple[str, ...]:
+        """The outcomes among the counts."""
+        return tuple(c for c in self.counts if c not in ACTIVITIES)
+
+    @cached_property
     def fields(self) -> tuple[str, ...]:
-        """Names of the kept sums: `n:late`, `y:late` for an outcome, `n:packed` for an activity."""
-        out: list[str] = []
-        for c in self.counts:
-            out += [f"n:{c}"] if c in ACTIVITIES else [f"n:{c}", f"y:{c}"]
-        return tuple(out)
+        """Names of the kept sums: `n:late`, `y:late` for each outcome, then `n:packed` for each activity."""
+        pairs = [f"{part}:{c}" for c in self.outcomes for part in "ny"]
+        return (*pairs, *(f"n:{c}" for c in self.counts if c in ACTIVITIES))
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """Position of each field."""
+        return {name: i for i, name in enumerate(self.fields)}
 
 
 STRENGTH = 50.0
 """A rate is drawn towards its parent's as if so many more units at the parent's rate had been seen."""
+
+SEEN = 20_000
+"""Lookups of single rows that are kept for the next request, some 2 kB each."""
 
 ACTIVITIES = ("ordered", "packed")
 """Counts of facts that are no outcomes: orders placed, parcels packed."""
@@ -233,12 +245,12 @@ class Lookup:
         trace: list[dict[str, Any]] | None = None,
     ) -> None:
         self._trace = trace
+        self.tag: tuple[Any, ...] | None = None
         self.entity, self.counts, self.parent = entity, counts, parent
         self.keys, self.bucket = keys, bucket
-        self._field = {name: i for i, name in enumerate(entity.fields)}
-        self._rates: dict[tuple[str, int | None, float], Array] = {}
+        self._rates: dict[tuple[int | None, float], Array] = {}
         if len(counts.keys):
-            place = np.minimum(np.searchsorted(counts.keys, keys), len(counts.keys) - 1)
+            place = np.minimum(counts.keys.searchsorted(keys), len(counts.keys) - 1)
             self._known = (counts.keys[place] == keys) & (keys != 0)
             self._base = place.astype(np.int64) << _SHIFT
         else:
@@ -254,7 +266,7 @@ class Lookup:
         return at
 
     def _search(self, bucket: Array | int) -> Array:
-        return np.where(self._known, np.searchsorted(self.counts.order, self._base | bucket), 0)
+        return np.where(self._known, self.counts.order.searchsorted(self._base | bucket), 0)
 
     def _all(self, window: int | None) -> Array:
         """All fields' sums over a window, (n, f) float64: read together, as most of them are asked for."""
@@ -273,10 +285,10 @@ class Lookup:
             before: (n,) datetime64[us]; where this is earlier than the decision, the count ends here.
         """
         if before is None:
-            found = self._all(window)[:, self._field[field]]
+            found = self._all(window)[:, self.entity.place[field]]
         else:
             end = self._search(np.minimum(self.bucket, _bucket(before, self.entity)))
-            column = self.counts.sums[:, self._field[field]]
+            column = self.counts.sums[:, self.entity.place[field]]
             found = (column[end] - column[self._place(window)]).astype(np.float64)
         if self._trace is not None:
             self._trace.append({"lookup": self, "field": field, "window": window, "count": found})
@@ -289,20 +301,37 @@ class Lookup:
         rate. The parent is read over all time and with the usual strength, so that only the entity's own count is
         recent. NaN where nothing is known at all.
         """
-        known = self._rates.get((outcome, window, strength))
-        if known is None:
-            n, y = self.count(f"n:{outcome}", window), self.count(f"y:{outcome}", window)
+        if self._trace is not None:
+            self.count(f"n:{outcome}", window)
+            self.count(f"y:{outcome}", window)
+            if self.parent is not None:
+                self.parent.rate(outcome)
+        return self._shares(window, strength)[:, self.entity.outcomes.index(outcome)]
+
+    def _shares(self, window: int | None, strength: float) -> Array:
+        """The rates of all the entity's outcomes, (n, outcomes): together they cost little more than one of them."""
+        shares = self._rates.get((window, strength))
+        if shares is None:
+            outcomes = 2 * len(self.entity.outcomes)
+            sums = self._all(window)
+            n, y = sums[:, 0:outcomes:2], sums[:, 1:outcomes:2]
             if self.parent is None:
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    known = np.where(n > 0, y / n, np.nan)
-            elif f"n:{outcome}" in self.parent._field:
-                known = (y + strength * self.parent.rate(outcome)) / (n + strength)
+                shares = np.full(n.shape, np.nan)
+                np.divide(y, n, out=shares, where=n > 0)
             else:
-                raise KeyError(
-                    f"{self.entity.parent} keeps no counts of {outcome}, so {self.entity.name} cannot fall back to it"
-                )
-            self._rates[outcome, window, strength] = known
-        return known
+                theirs = _columns(self.entity, self.parent.entity)
+                shares = (y + strength * self.parent._shares(None, STRENGTH)[:, theirs]) / (n + strength)
+            self._rates[window, strength] = shares
+        return shares
+
+
+@lru_cache(maxsize=256)
+def _columns(entity: Entity, parent: Entity) -> list[int]:
+    """Where the parent keeps each of the entity's outcomes."""
+    lacking = [o for o in entity.outcomes if o not in parent.outcomes]
+    if lacking:
+        raise KeyError(f"{parent.name} keeps no counts of {lacking[0]}, so {entity.name} cannot fall back to it")
+    return [parent.outcomes.index(o) for o in entity.outcomes]
 
 
 class History:
@@ -318,6 +347,7 @@ class History:
         self.as_of = as_of
         self.counts = dict(counts)
         self.entities = dict(entities)
+        self._seen: dict[tuple[Any, ...], Lookup] = {}
 
     @staticmethod
     def build(
@@ -368,9 +398,23 @@ class History:
         """
         e = self.entities[entity]
         parent = level.lookup(e.parent) if e.parent else None
-        last = _bucket(self.as_of - np.timedelta64(1, "us"), e) + 1
-        bucket = np.minimum(_bucket(level.decided_at, e), last)
-        return Lookup(e, self.counts[entity], key(e, level), bucket, parent, level.rows.trace)
+        memo = "hour of decision" if e.hourly else "day of decision"
+        bucket = level.memo.get(memo)
+        if bucket is None:
+            last = _bucket(self.as_of - np.timedelta64(1, "us"), e) + 1
+            bucket = level.memo[memo] = np.minimum(_bucket(level.decided_at, e), last)
+        keys = key(e, level)
+        if level.n != 1 or level.rows.trace is not None:
+            return Lookup(e, self.counts[entity], keys, bucket, parent, level.rows.trace)
+        # One parcel asked for alone shares its carrier, lane, node ... with many others of the day.
+        tag = (entity, int(keys[0]), int(bucket[0]), parent.tag if parent is not None else None)
+        found = self._seen.get(tag)
+        if found is None:
+            if len(self._seen) >= SEEN:
+                self._seen.clear()
+            found = self._seen[tag] = Lookup(e, self.counts[entity], keys, bucket, parent)
+            found.tag = tag
+        return found
 
     def save(self, to: Path) -> None:
         """Write the tables as plain .npy files into the folder."""

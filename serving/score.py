@@ -26,6 +26,9 @@ from serving.explain import by_team, logistic
 TOP = 3
 """Drivers named per team; a team's smaller ones are one entry, so that drivers add up as teams do."""
 
+LEAST = 0.0005
+"""Drivers that would read as 0.0 points are not named."""
+
 STALE_DAYS = 7
 """A snapshot older than this at the time of decision is worth a warning."""
 
@@ -69,7 +72,7 @@ class Explained:
             gain, f = risk[i], features[i]
             if gain == 0.0:
                 break
-            if taken[f.team] == TOP:
+            if taken[f.team] == TOP or abs(gain) < LEAST:
                 rest[f.team] += 1
                 continue
             taken[f.team] += 1
