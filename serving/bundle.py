@@ -58,6 +58,11 @@ class TargetModel:
         """phi_0: calibrated log-odds before anything is known of the row."""
         return self.intercept + self.slope * self.trees.base
 
+    @cached_property
+    def base_probability(self) -> float:
+        """g(phi_0): probability before anything is known of the row."""
+        return float(logistic(np.asarray(self.base)))
+
     def probability(self, matrix: Array) -> Array:
         """Probabilities (n,) of a matrix (n, f) float32: the fast way for many rows, within 1e-12 of `explain`."""
         return logistic(self.intercept + self.slope * self.trees.raw(matrix))
@@ -247,7 +252,7 @@ class Bundle:
             matrix = _matrix(frame, m)
             _, risk = m.explain(matrix)
             n, f = matrix.shape
-            base = np.full((n, 1), float(logistic(np.asarray(m.base))))
+            base = np.full((n, 1), m.base_probability)
             parts.append(
                 pd.DataFrame(
                     {

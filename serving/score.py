@@ -21,7 +21,7 @@ from features.rows import Rows
 from features.snapshot import Snapshot
 from features.vocabulary import GENERIC_BASE_RATES, TARGETS, TEAMS
 from serving.bundle import Bundle, TargetModel
-from serving.explain import by_team, logistic
+from serving.explain import by_team
 
 TOP = 3
 """Drivers named per team; a team's smaller ones are one entry, so that drivers add up as teams do."""
@@ -59,7 +59,7 @@ class Explained:
     @property
     def base(self) -> float:
         """Probability before anything is known of the row."""
-        return float(logistic(np.asarray(self.model.base)))
+        return self.model.base_probability
 
     def drivers(self, row: int) -> list[dict[str, Any]]:
         """What drives the row's risk, by team: the largest few named, the rest of each team as one entry."""

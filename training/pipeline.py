@@ -23,7 +23,6 @@ from features.settings import Settings
 from features.snapshot import Facts, moment
 from features.vocabulary import EVENT_KINDS, TARGETS
 from serving.bundle import Bundle, TargetModel
-from serving.explain import logistic
 from training.baselines import Fold as BaselineFold
 from training.baselines import fit_baselines
 from training.check import require
@@ -425,7 +424,7 @@ def _judge(
     document["metrics"], document["baselines"] = judged["metrics"], judged["baselines"]
     document["against_baselines"] = judged["against"]
     document["baseline_notes"] = report.baseline_notes
-    document["base"] = float(logistic(np.asarray(model.base)))
+    document["base"] = model.base_probability
 
 
 def _holdout_frame(target: str, ids: Any, decided: Any, label: Any, probability: Any) -> pd.DataFrame:

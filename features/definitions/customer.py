@@ -27,6 +27,8 @@ def orders_before(rows: Level) -> Array:
 @feature("Same product in several variants:", level="line", aggregate="max", show=yes_no)
 def several_variants(rows: Level) -> Array:
     """The parcel holds the same product in more than one variant: to be tried at home, one comes back."""
+    if rows.n < 2:
+        return np.zeros(rows.n)
     parcel = rows.rows.line_parcel
     product = combine(parcel.astype(np.uint64) + np.uint64(1), rows.hash("order_lines", "sku"))
     variant = combine(product, rows.hash("order_lines", "variant"))

@@ -12,6 +12,7 @@ from features.rows import Level
 feature = Theme("packing")
 
 GRADES = TABLES["parcels"]["label_grade"].codes
+GRADE = {name: float(value) for value, name in enumerate(GRADES)}
 
 
 @feature("Protection level", lever=True, signs={"damaged": -1})
@@ -30,10 +31,7 @@ def void_fill_ratio(rows: Level) -> Array:
 def label_grade(rows: Level) -> Array:
     """Print quality of the label: A 0 to F 4."""
     grade = rows["parcels", "label_grade"]
-    out = np.full(rows.n, np.nan)
-    for value, name in enumerate(GRADES):
-        out[np.equal(grade, name)] = value
-    return out
+    return np.fromiter((GRADE.get(g, np.nan) for g in grade), dtype=np.float64, count=rows.n)
 
 
 @feature("Documents complete", lever=True, show=yes_no, signs={"late": -1, "undelivered": -1})
