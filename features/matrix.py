@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -185,7 +185,7 @@ def build(rows: Rows, features: FeatureSet) -> pd.DataFrame:
 
 def inputs(features: FeatureSet, settings: Settings) -> list[str]:
     """Raw columns (`table.column`) that the features read, found by computing them once on the probe."""
-    facts = _probe(settings)
+    facts = _probe(settings.timezone, settings.extra)
     trace: list[dict[str, object]] = []
     values(Rows(facts.tables, facts.snapshot, trace), features)
     return sorted({str(t["column"]) for t in trace if "column" in t})
@@ -197,13 +197,14 @@ def fingerprint(features: FeatureSet, settings: Settings) -> str:
     Two versions of the code with the same fingerprint give a model the same columns. It is taken from behaviour, so a
     change of a comment is no new fingerprint and a change of a window is one.
     """
-    facts = _probe(settings)
+    facts = _probe(settings.timezone, settings.extra)
     numbers = [[f"{v:.4g}" for v in row] for row in values(Rows(facts.tables, facts.snapshot), features).tolist()]
     words = [[f.name, f.level, f.team, f.aggregate, f.lever] for f in features.features]
     return hashlib.sha256(json.dumps([features.unit, words, numbers]).encode()).hexdigest()
 
 
-def _probe(settings: Settings) -> Facts:
+@lru_cache(maxsize=4)
+def _probe(timezone: str, extra: tuple[Extra, ...]) -> Facts:
     """A made-up dataset of a few parcels over a year, with every column filled and every outcome seen."""
     n = 48
     i = np.arange(n)
@@ -326,15 +327,15 @@ def _probe(settings: Settings) -> Facts:
         "returns": returns,
     }
     sizes = {name: len(frame) for name, frame in tables.items()}
-    for extra in settings.extra:
-        k = np.arange(sizes[extra.table])
+    for own_column in extra:
+        k = np.arange(sizes[own_column.table])
         own = (
             text("e", k % 3)
-            if extra.kind == "code"
-            else pd.Series((k % 2 if extra.kind == "flag" else k).astype(float))
+            if own_column.kind == "code"
+            else pd.Series((k % 2 if own_column.kind == "flag" else k).astype(float))
         )
-        tables[extra.table][extra.column] = own
-        if extra.known_at is not None and extra.known_at not in tables[extra.table]:
-            tables[extra.table][extra.known_at] = pd.Series([start] * len(k)).astype("datetime64[us, UTC]")
-    short = Settings(timezone=settings.timezone, return_window_days=4, lost_after_days=3, extra=settings.extra)
+        tables[own_column.table][own_column.column] = own
+        if own_column.known_at is not None and own_column.known_at not in tables[own_column.table]:
+            tables[own_column.table][own_column.known_at] = pd.Series([start] * len(k)).astype("datetime64[us, UTC]")
+    short = Settings(timezone=timezone, return_window_days=4, lost_after_days=3, extra=extra)
     return Facts.of(Dataset(short, tables))
