@@ -36,7 +36,7 @@ STOP_SECONDS = 10
 """How long requests in flight may take when the server is told to stop."""
 
 
-class ServeError(Exception):
+class ServeError(OSError):
     """The server cannot start; says what was asked for and what to do."""
 
 

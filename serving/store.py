@@ -41,7 +41,7 @@ _NOTHING = (None, None)
 logger = logging.getLogger("doorstep.store")
 
 
-class StoreError(Exception):
+class StoreError(ValueError):
     """A path is no bundle, no snapshot and no store of them; says what was found and what to do."""
 
 
