@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from features.contracts import KINDS, ORDERED_TIMES, TABLES, Column
 from features.settings import KEYS
 from features.vocabulary import EVENT_KINDS, TARGETS, TEAMS
+
+if TYPE_CHECKING:
+    import click
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"
 _BLOCK = re.compile(r"(<!-- generated: ([\w -]+?) -->\n).*?(<!-- /generated -->)", re.DOTALL)
@@ -98,6 +102,81 @@ def teams(_: str = "") -> str:
     return ", ".join(f"`{t}`" for t in TEAMS)
 
 
+def features(team: str) -> str:
+    """The features a team owns."""
+    from features.definitions import FEATURES
+
+    rows = []
+    for f in FEATURES.values():
+        if f.team == team:
+            per = f"{f.level} ({f.aggregate} for a parcel)" if f.aggregate else f.level
+            signs = [f"{'raises' if sign > 0 else 'lowers'} `{target}`" for target, sign in f.signs.items()]
+            rows.append((f"`{f.name}`", f.text, f.help, per, "yes" if f.lever else "", ", ".join(signs)))
+    head = ("feature", "as answers say it", "what it is", "per", "lever", "a higher value only ever")
+    return _table(head, rows)
+
+
+def feature_count(_: str = "") -> str:
+    """How many features there are, by team and level."""
+    from features.definitions import FEATURES
+
+    rows = []
+    for team in TEAMS:
+        own = [f for f in FEATURES.values() if f.team == team]
+        levels = [sum(f.level == level for f in own) for level in ("parcel", "line")]
+        rows.append((f"`{team}`", *(str(n) for n in (*levels, sum(f.lever for f in own)))))
+    total = [sum(int(row[i]) for row in rows) for i in (1, 2, 3)]
+    return _table(("team", "per parcel", "per line", "levers"), [*rows, ("all", *(str(n) for n in total))])
+
+
+def command(path: str) -> str:
+    """The help of a command, as it says it on a terminal of 100 columns; without a name, that of `doorstep`."""
+    context = _context(path.split())
+    return f"```text\n{context.get_help()}\n```"
+
+
+def _context(names: Sequence[str]) -> click.Context:
+    import click
+
+    from training.cli import main
+
+    context = click.Context(main, info_name="doorstep", terminal_width=100, **main.context_settings)
+    for name in names:
+        group = context.command
+        if not isinstance(group, click.Group) or name not in group.commands:
+            raise KeyError(f"doorstep has no command {' '.join(names)!r}")
+        context = click.Context(group.commands[name], parent=context, info_name=name)
+    return context
+
+
+def commands() -> Iterator[tuple[str, ...]]:
+    """Every command, as its names after `doorstep`; () is `doorstep` itself."""
+    import click
+
+    def below(names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        yield names
+        found = _context(names).command
+        if isinstance(found, click.Group):
+            for name in found.commands:
+                yield from below((*names, name))
+
+    return below(())
+
+
+def variables(_: str = "") -> str:
+    """The environment variables that stand for options."""
+    of: dict[str, list[str]] = {}
+    helps: dict[str, str] = {}
+    for names in commands():
+        for parameter in _context(names).command.params:
+            if isinstance(parameter.envvar, str):
+                option = parameter.opts[0]
+                of.setdefault(parameter.envvar, []).append(f"`{' '.join(names)} {option}`")
+                helps[parameter.envvar] = str(getattr(parameter, "help", ""))
+    rows = [(f"`{name}`", ", ".join(of[name]), helps[name]) for name in sorted(of)]
+    return _table(("variable", "stands for", "what it is"), rows)
+
+
 GENERATORS: dict[str, Callable[[str], str]] = {
     "columns": columns,
     "kinds": kinds,
@@ -107,6 +186,10 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "order-of-times": order_of_times,
     "targets": targets,
     "teams": teams,
+    "features": features,
+    "feature-count": feature_count,
+    "command": command,
+    "variables": variables,
 }
 """What a marker may name."""
 

@@ -1,0 +1,122 @@
+"""Decisions that no other test holds (docs/decisions)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from features import Dataset
+from features.matrix import FeatureSet, build, catalogue
+from features.settings import Settings
+from features.snapshot import Facts
+from training import train
+from training.models import MODELS, ONE_THREAD_ROWS, parameters, platt, threads
+from training.world import generate
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A small simulated shop, on a clock that is never put forward or back."""
+    found = Dataset.open(generate(tmp_path_factory.mktemp("decisions") / "shop", parcels=2_500, seed=3))
+    return dataclasses.replace(found, settings=dataclasses.replace(found.settings, timezone="UTC"))
+
+
+def later(shop: Dataset, by: pd.Timedelta) -> Dataset:
+    """The same shop, all of it at another time."""
+    times = lambda frame: frame.select_dtypes("datetimetz").columns  # noqa: E731
+    tables = {n: t.assign(**{c: t[c] + by for c in times(t)}) for n, t in shop.tables.items()}
+    assert shop.settings.extracted_at is not None
+    settings = dataclasses.replace(shop.settings, extracted_at=shop.settings.extracted_at + by)
+    return dataclasses.replace(shop, settings=settings, tables=tables)
+
+
+def matrices(shop: Dataset) -> list[pd.DataFrame]:
+    rows = Facts.of(shop).rows
+    features = list(catalogue(shop.settings).values())
+    of_parcels = tuple(f for f in features if f.level == "parcel" or f.aggregate)
+    return [build(rows, FeatureSet("parcel", of_parcels)), build(rows, FeatureSet("line", tuple(features)))]
+
+
+def test_no_feature_tells_the_season(shop: Dataset) -> None:
+    moved = later(shop, pd.Timedelta(weeks=26))  # weekdays and hours stay, the season is another
+    for here, there in zip(matrices(shop), matrices(moved), strict=True):
+        pd.testing.assert_frame_equal(here, there, check_exact=True)
+
+
+def test_a_week_more_or_less_would_be_noticed(shop: Dataset) -> None:
+    moved = later(shop, pd.Timedelta(days=1))
+    here, there = matrices(shop)[0], matrices(moved)[0]
+    assert (here["ordered_weekday"] != there["ordered_weekday"]).all()
+
+
+def test_a_share_without_a_history_of_its_own_is_left_out(shop: Dataset, tmp_path: Path) -> None:
+    tables = dict(shop.tables)
+    tables["listings"] = tables["listings"].drop(columns="brand")
+    tables["events"] = tables["events"][tables["events"]["kind"] == "delivered"]  # only returns can be learned
+    tables["orders"] = tables["orders"].drop(columns="promised_to")
+    result = train(dataclasses.replace(shop, tables=tables), out=tmp_path / "run")
+    report = result.targets["returned"]
+    assert report.status == "trained"
+    assert "returned_rate_brand" in report.dropped
+    assert "returned_rate_category_365d" in report.features
+
+
+def test_calibration_finds_the_two_numbers_where_there_are_many_rows() -> None:
+    r = np.random.default_rng(0)
+    raw = r.normal(-1, 1.5, 200_000)
+    label = (r.random(len(raw)) < 1 / (1 + np.exp(-(0.7 * raw - 0.4)))).astype(np.int8)
+    plain = LogisticRegression(C=np.inf, tol=1e-10).fit(raw[:, None], label)
+    assert platt(raw, label) == pytest.approx((plain.coef_[0, 0], plain.intercept_[0]), abs=1e-3)
+    assert platt(raw, label) == pytest.approx((0.7, -0.4), abs=0.03)
+
+
+def test_calibration_of_a_few_rows_stays_near_the_identity() -> None:
+    raw = np.array([-3.0, -2.5, -3.5, -2.0, -1.0, 0.5])
+    label = np.array([0, 0, 0, 0, 1, 1], dtype=np.int8)  # perfectly parted: without a prior the slope has no end
+    slope, intercept = platt(raw, label)
+    assert (slope, intercept) == pytest.approx((1, 0), abs=0.15)
+
+
+def test_calibration_never_turns_the_order_round() -> None:
+    r = np.random.default_rng(1)
+    raw = r.normal(size=5_000)
+    label = (r.random(len(raw)) < 1 / (1 + np.exp(3 * raw))).astype(np.int8)
+    assert platt(raw, label)[0] > 0
+
+
+def test_small_data_get_one_thread_and_large_data_all_cores() -> None:
+    features = FeatureSet.for_target("late", Settings())
+    label = np.tile(np.array([0, 0, 0, 1], dtype=np.int8), ONE_THREAD_ROWS)
+    few, many = label[: ONE_THREAD_ROWS - 4], label[:ONE_THREAD_ROWS]
+    assert parameters(MODELS["late"], features, few, 0)["num_threads"] == threads(len(few)) == 1
+    assert parameters(MODELS["late"], features, many, 0)["num_threads"] == threads(len(many)) == 0
+
+
+FIT = """
+import os
+import numpy as np
+from features.matrix import FeatureSet
+from features.settings import Settings
+from training.models import MODELS, fit
+
+x = np.random.default_rng(0).normal(size=(400, 1)).astype(np.float32)
+fit(MODELS["late"], FeatureSet.named("parcel", ["distance"], Settings()), x, (x[:, 0] > 0).astype(np.int8), [], 0)
+print(os.environ["OMP_WAIT_POLICY"])
+"""
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep(given: str | None, used: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    done = subprocess.run([sys.executable, "-c", FIT], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [used]
