@@ -89,7 +89,11 @@ async def steady(port: int, path: str, bodies: list[bytes], *, rate: float, seco
     async def one(due: float, body: bytes) -> None:
         nonlocal failed
         client = idle.pop() if idle else await Client(port, path).open()
-        status, _ = await client.ask(body)
+        try:
+            status, _ = await client.ask(body)
+        except (asyncio.IncompleteReadError, ConnectionError):  # it was idle for so long that the server closed it
+            client = await Client(port, path).open()
+            status, _ = await client.ask(body)
         latencies.append((time.perf_counter() - due) * 1000)
         failed += status != 200
         idle.append(client)
