@@ -76,7 +76,8 @@ def absent(values: Array) -> Array:
 
 def take(values: Array, at: Array, missing: Any) -> Array:
     """`values[at]`, with `missing` where `at` is negative."""
-    if len(at) == 0 or (len(values) and at.min() >= 0):
+    every = min(at.tolist(), default=0) >= 0 if len(at) <= SMALL else bool(at.min() >= 0)
+    if every:
         return values[at]
     out = np.full(len(at), missing, dtype=values.dtype)
     ok = at >= 0

@@ -115,32 +115,54 @@ class FeatureSet:
 
 def values(rows: Rows, features: FeatureSet) -> Array:
     """The matrix as (n, f) float32, NaN where a value cannot be known. Rows as in `rows.parcels` or `rows.lines`."""
-    n = rows.parcels.n if features.unit == "parcel" else rows.lines.n
-    out = np.empty((n, len(features.features)), dtype=np.float32)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        for i, feature in enumerate(features.features):
-            out[:, i] = _column(rows, feature, features.unit)
+        if features.unit == "parcel":
+            out = _stack(rows.parcels, [_of_parcel(rows, f) for f in features.features])
+        else:
+            of_line = [f.level == "line" for f in features.features]
+            out = np.empty((rows.lines.n, len(of_line)), dtype=np.float32)
+            own = [_column(rows.lines, f) for f in features.features if f.level == "line"]
+            out[:, of_line] = _stack(rows.lines, own)
+            # A parcel's value holds for each of its lines.
+            shared = _stack(rows.parcels, [_column(rows.parcels, f) for f in features.features if f.level == "parcel"])
+            out[:, np.logical_not(of_line)] = _take_rows(shared, rows.line_parcel)
     out[~np.isfinite(out)] = np.nan
     return out
 
 
-def _column(rows: Rows, feature: Feature, unit: str) -> Array:
-    """One feature for every row of a unit, (n,) float32; computed once per `rows`."""
-    level = rows.lines if feature.level == "line" else rows.parcels
+def _stack(level: Level, columns: list[Array]) -> Array:
+    out = np.empty((level.n, len(columns)), dtype=np.float32)
+    for i, column in enumerate(columns):
+        out[:, i] = column
+    return out
+
+
+def _take_rows(matrix: Array, at: Array) -> Array:
+    if not len(matrix):
+        return np.full((len(at), matrix.shape[1]), np.nan, dtype=np.float32)
+    out = matrix[at]
+    out[at < 0] = np.nan
+    return out
+
+
+def _column(level: Level, feature: Feature) -> Array:
+    """One feature for every row of its own level, (n,); computed once per `rows`."""
     known = level.memo.get(feature.name)
     if known is None:
-        known = level.memo[feature.name] = feature.compute(level).astype(np.float32)
-    if unit == feature.level:
-        return known
-    if unit == "line":  # a parcel's value holds for each of its lines
-        return take(known, rows.line_parcel, np.nan)
+        known = level.memo[feature.name] = feature.compute(level)
+    return known
+
+
+def _of_parcel(rows: Rows, feature: Feature) -> Array:
+    """One feature for every parcel, (n,): lines' features are summarised."""
+    if feature.level == "parcel":
+        return _column(rows.parcels, feature)
     if feature.aggregate is None:
         raise ValueError(f"feature {feature.name} is of order lines only and cannot describe a parcel")
     memo = f"{feature.name}:parcel"
     whole = rows.parcels.memo.get(memo)
     if whole is None:
-        whole = rows.per_parcel(known.astype(np.float64), feature.aggregate).astype(np.float32)
-        rows.parcels.memo[memo] = whole
+        whole = rows.parcels.memo[memo] = rows.per_parcel(_column(rows.lines, feature), feature.aggregate)
     return whole
 
 

@@ -69,6 +69,9 @@ class Level:
         return local(times, self.rows.zone)
 
 
+_KINDS = {(t.name, c.name): c.kind for t in TABLES.values() for c in t.columns}
+
+
 class Rows:
     """The join of the six tables as of each row's decision.
 
@@ -90,8 +93,7 @@ class Rows:
         self.snapshot = snapshot
         self.zone = snapshot.settings.timezone
         self.trace = trace
-        self.kinds = {(t.name, c.name): c.kind for t in TABLES.values() for c in t.columns}
-        self.kinds |= {(e.table, e.column): e.kind for e in snapshot.settings.extra}
+        self.kinds = _KINDS | {(e.table, e.column): e.kind for e in snapshot.settings.extra}
         # Known with its row, if it names the row's own time of knowledge; else only from a time of its own.
         self.known_at = {
             (e.table, e.column): e.known_at
@@ -114,6 +116,8 @@ class Rows:
         def parcel_column(table: str, column: str) -> Array:
             if table == "parcels":
                 values, at = self._given(parcels, table, column, len(parcel_ids)), parcel_at
+                if not len(bare):
+                    return values
             elif table == "orders":
                 values, at = self._given(orders, table, column, len(order_ids)), order_at
             else:

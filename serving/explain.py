@@ -11,6 +11,7 @@ The points say what drives the model's risk, not what would happen if a feature 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -44,10 +45,20 @@ def points(base: float, contributions: Array) -> tuple[Array, Array]:
 
 def by_team(points: Array, teams: Sequence[str]) -> dict[str, Array]:
     """Points (n, f) summed by the team that owns each feature: a (n,) array per team of the vocabulary."""
-    owned: dict[str, list[int]] = {team: [] for team in TEAMS}
-    for i, team in enumerate(teams):
-        owned[team].append(i)
-    return {team: _sum(np.take(points, at, axis=1)) for team, at in owned.items()}
+    order, starts, owners = _owned(tuple(teams))
+    sums = {team: np.zeros(len(points)) for team in TEAMS}
+    if owners:
+        sums.update(zip(owners, np.add.reduceat(points.take(order, axis=1), starts, axis=1).T, strict=True))
+    return sums
+
+
+@lru_cache(maxsize=256)
+def _owned(teams: tuple[str, ...]) -> tuple[list[int], list[int], list[str]]:
+    """Features in the order of their teams, where each team starts in it, and the teams that have any."""
+    owners = [team for team in TEAMS if team in teams]
+    places = [[i for i, owner in enumerate(teams) if owner == team] for team in owners]
+    starts = [sum(map(len, places[:k])) for k in range(len(owners))]
+    return [i for place in places for i in place], starts, owners
 
 
 def _sum(values: Array) -> Array:
