@@ -267,7 +267,7 @@ def disagreement(ours: list[Any], theirs: list[Any], calibration: dict[str, tupl
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--parcels", type=int, default=20_000, help="parcels of the simulated shop (default 20000)")
+    parser.add_argument("--parcels", type=int, default=100_000, help="parcels of the simulated shop (default 100000)")
     parser.add_argument("--seconds", type=float, default=10, help="how long each load lasts (default 10)")
     parser.add_argument("--rate", type=float, default=50, help="requests per second of the steady load (default 50)")
     parser.add_argument("--clients", type=int, default=4, help="clients of the closed loop (default 4)")
