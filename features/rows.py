@@ -167,15 +167,25 @@ class Rows:
             return np.full(n, missing, dtype=DTYPE[self.kinds.get((table, column), "time")])
         return values
 
+    @property
+    def listed(self) -> Array:
+        """Whether a listing of each line's product was known before its decision, (n_lines,) bool."""
+        at, given_at = self._listings()
+        return (at >= 0) | (given_at >= 0)
+
+    def _listings(self) -> tuple[Array, Array]:
+        """Row of each line's product in the snapshot's listings and in the given ones, -1 where it is not there."""
+        if self._listing_at is None:
+            sku, decided = self.lines.hash("order_lines", "sku"), self.lines.decided_at
+            at = self.snapshot.listings.find(sku, decided)
+            given = self._given_listings
+            self._listing_at = at, given.find(sku, decided) if given is not None else np.full(len(at), -1)
+        return self._listing_at
+
     def _listing(self, column: str) -> Array:
         """A listing's column as it read before each line's decision; the snapshot's word goes before the request's."""
         known = self.snapshot.listings
-        if self._listing_at is None:
-            sku, decided = self.lines.hash("order_lines", "sku"), self.lines.decided_at
-            at = known.find(sku, decided)
-            given = self._given_listings
-            self._listing_at = at, given.find(sku, decided) if given is not None else np.full(len(at), -1)
-        at, given_at = self._listing_at
+        at, given_at = self._listings()
         missing = self.missing("listings", column)
         values = take(self._given(known.columns, "listings", column, known.n), at, missing)
         if self._given_listings is not None:

@@ -114,7 +114,8 @@ class Risk(TypedDict):
     """A probability, and what it is made of: base + sum(teams) = probability, to 1e-9."""
 
     probability: Annotated[float, Field(ge=0, le=1)]
-    base: Annotated[float, Field(ge=0, le=1, description="what it is for a parcel nothing is known of")]
+    base: Annotated[float, Field(ge=0, le=1, description="where the model starts; the points are counted from here")]
+    base_rate: Annotated[float, Field(ge=0, le=1, description="what is usual: the share among the shop's mature units")]
     teams: Annotated[dict[str, float], Field(description="share of the probability by owner team")]
     drivers: list[Driver]
 

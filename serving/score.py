@@ -38,6 +38,12 @@ PARTS = {"order": "orders", "parcel": "parcels", "lines": "order_lines", "listin
 Request = Mapping[str, Any]
 
 
+def _points(share: float) -> str:
+    """A share of the probability in points with a sign; what rounds to nothing has none."""
+    said = f"{100 * share:+.1f}"
+    return f"{'0.0' if said in ('+0.0', '-0.0') else said} points"
+
+
 @dataclass(frozen=True)
 class Explained:
     """One target over the rows of a unit.
@@ -88,13 +94,13 @@ class Explained:
                     "value": None if value != value else value,
                     "points": gain,
                     "lever": f.lever,
-                    "text": f"{words}{aside}: {100 * gain:+.1f} points",
+                    "text": f"{words}{aside}: {_points(gain)}",
                 }
             )
         for team, count in rest.items():
             if count:
                 gain = left[team]
-                text = f"{count} smaller {team} drivers: {100 * gain:+.1f} points"
+                text = f"{count} smaller {team} driver{'s' if count > 1 else ''}: {_points(gain)}"
                 out.append(
                     {"feature": "other", "team": team, "value": None, "points": gain, "lever": False, "text": text}
                 )
@@ -105,6 +111,7 @@ class Explained:
         return {
             "probability": float(self.probability[row]),
             "base": self.base,
+            "base_rate": self.model.base_rate,
             "teams": {team: float(self.teams[team][row]) for team in TEAMS},
             "drivers": self.drivers(row),
         }
@@ -158,21 +165,37 @@ def _answer_together(bundle: Bundle, snapshot: Snapshot, requests: Sequence[Requ
     as_of = f"{snapshot.as_of}Z"
     line = 0
     for i, request in enumerate(requests):
-        returns = []
-        for given in request.get("lines") or ():
-            if "returned" in by_target:
-                returns.append({"line_id": given.get("line_id"), **by_target["returned"].risk(line)})
-            line += 1
+        lines = request.get("lines") or ()
+        explained = by_target.get("returned")
+        returns = [
+            {"line_id": given.get("line_id"), **explained.risk(line + k)}
+            for k, given in enumerate(lines)
+            if explained is not None
+        ]
         yield {
             "parcel_id": request.get("parcel", {}).get("parcel_id"),
             "bundle": bundle.name,
             "as_of": as_of,
             "degraded": False,
             "missing": missing(bundle, request),
-            "warnings": _warnings(snapshot, request, rows.parcels.decided_at[i]),
+            "warnings": _warnings(snapshot, request, rows.parcels.decided_at[i]) + _unlisted(rows, request, line),
             "risks": {name: by_target[name].risk(i) for name in parcel_targets},
             "returns": returns,
         }
+        line += len(lines)
+
+
+def _unlisted(rows: Rows, request: Request, first: int) -> list[str]:
+    """Products of a request whose listing neither the snapshot nor the request knows."""
+    if not rows.snapshot.listings.n and not request.get("listings"):
+        return []  # a shop without listings
+    listed = rows.listed[first:]
+    return [
+        f"order_lines.sku: no listing of {given.get('sku')!r} is known; give it in `listings`, or what is known of all "
+        "products is used"
+        for given, known in zip(request.get("lines") or (), listed, strict=False)
+        if not known
+    ]
 
 
 def missing(bundle: Bundle, request: Request) -> list[str]:
@@ -305,7 +328,7 @@ def _base_rates(bundle: Bundle | None, snapshot: Snapshot | None, request: Reque
 
     def risk(target: str) -> dict[str, Any]:
         p = float(rates[target])
-        return {"probability": p, "base": p, "teams": dict.fromkeys(TEAMS, 0.0), "drivers": []}
+        return {"probability": p, "base": p, "base_rate": p, "teams": dict.fromkeys(TEAMS, 0.0), "drivers": []}
 
     lines = request.get("lines") or ()
     return {
@@ -323,8 +346,8 @@ def _base_rates(bundle: Bundle | None, snapshot: Snapshot | None, request: Reque
 def score(bundle: Bundle, rows: Rows, decided_from: np.datetime64 | None = None) -> Iterator[pd.DataFrame]:
     """Score and explain all rows, or those decided from a moment on, a frame per target.
 
-    Columns: unit_id, unit, target, decided_at, probability, base, `team_<name>` points, and drivers, the texts of the
-    largest three, largest first.
+    Columns: unit_id, unit, order_id, sku (of lines), target, decided_at, probability, base, `team_<name>` points, and
+    drivers, the texts of the largest three, largest first.
     """
     for explained in explain_rows(bundle, rows):
         name, unit = explained.model.target, explained.model.features.unit
@@ -338,6 +361,8 @@ def score(bundle: Bundle, rows: Rows, decided_from: np.datetime64 | None = None)
             {
                 "unit_id": ids[keep],
                 "unit": unit,
+                "order_id": (rows.order_id if unit == "parcel" else rows.lines["order_lines", "order_id"])[keep],
+                "sku": rows.lines["order_lines", "sku"][keep] if unit == "line" else None,
                 "target": name,
                 "decided_at": pd.DatetimeIndex(decided[keep]).tz_localize("UTC"),
                 "probability": explained.probability[keep],
@@ -355,6 +380,6 @@ def _top_texts(explained: Explained, keep: Array, most: int = 3) -> list[str]:
     features = explained.model.features.features
     matrix = explained.matrix[keep]
     return [
-        "; ".join(f"{features[i].say(float(matrix[r, i]))}: {100 * risk[r, i]:+.1f} points" for i in top if risk[r, i])
+        "; ".join(f"{features[i].say(float(matrix[r, i]))}: {_points(risk[r, i])}" for i in top if risk[r, i])
         for r, top in enumerate(order.tolist())
     ]

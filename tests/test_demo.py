@@ -20,7 +20,7 @@ def driver(feature: str, team: str, points: float, text: str, lever: bool) -> di
 
 def risk(probability: float, base: float, *drivers: dict[str, object]) -> dict[str, object]:
     teams = {team: sum(d["points"] for d in drivers if d["team"] == team) for team in TEAMS}  # type: ignore[misc]
-    return {"probability": probability, "base": base, "teams": teams, "drivers": list(drivers)}
+    return {"probability": probability, "base": base, "base_rate": base, "teams": teams, "drivers": list(drivers)}
 
 
 REQUEST = {"order": {}, "parcel": {"parcel_id": "P7"}, "lines": [{"line_id": "L1", "sku": "MUG"}]}

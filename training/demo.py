@@ -294,14 +294,14 @@ def in_words(answer: Mapping[str, Any], request: Mapping[str, Any]) -> list[str]
         out += _risk_in_words(words, risk)
     out += [
         "",
-        "Points add up exactly from the usual risk to this parcel's. They explain the model's figure; what a change",
-        "would really do, only a trial can tell.",
+        "Points add up exactly from where the model starts to this parcel's risk. They explain the model's figure;",
+        "what a change would really do, only a trial can tell.",
     ]
     return out
 
 
 def _times(risk: Mapping[str, Any]) -> float:
-    return float(risk["probability"] / risk["base"])
+    return float(risk["probability"] / risk["base_rate"])
 
 
 def _risk_in_words(words: str, risk: Mapping[str, Any]) -> list[str]:
@@ -314,7 +314,7 @@ def _risk_in_words(words: str, risk: Mapping[str, Any]) -> list[str]:
         compared = "about the usual"
     else:
         compared = "below the usual"
-    out = [f"{words}: {100 * risk['probability']:.1f} %, {compared} {100 * risk['base']:.1f} %."]
+    out = [f"{words}: {100 * risk['probability']:.1f} %, {compared} {100 * risk['base_rate']:.1f} %."]
     if times < NOTEWORTHY:
         return out
     least = WORTH_A_WORD * (risk["probability"] - risk["base"])

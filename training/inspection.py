@@ -27,6 +27,7 @@ class Count:
         field: `n:outcome` (mature units) or `y:outcome` (positives among them), or `n:activity`.
         window: days (or hours) it looks back; None for all time.
         value: the count.
+        hourly: the window is in hours.
         facts: the latest changes in it: unit, known (the day it was counted), units and positives (negative where they
             were taken back); all of them add up to the value, but for activities, whose facts are not listed.
     """
@@ -35,6 +36,7 @@ class Count:
     field: str
     window: int | None
     value: float
+    hourly: bool
     facts: pd.DataFrame
 
 
@@ -177,7 +179,7 @@ def _count(
     said = ", ".join(f"{c} = {_plain(level[t, c][row])}" for t, c in entity.columns) or "the whole shop"
     outcome = name.split(":", 1)[1]
     if outcome not in facts.outcomes:
-        return Count(f"{entity.name} ({said})", name, window, value, pd.DataFrame())
+        return Count(f"{entity.name} ({said})", name, window, value, entity.hourly, pd.DataFrame())
     happened = facts.outcomes[outcome]
     unit, at, dn, dy = happened.steps(facts.snapshot.as_of)
     units = facts.rows.lines if happened.unit == "line" else facts.rows.parcels
@@ -205,7 +207,7 @@ def _count(
             "positives": dy[pick],
         }
     )
-    return Count(f"{entity.name} ({said})", name, window, value, frame)
+    return Count(f"{entity.name} ({said})", name, window, value, entity.hourly, frame)
 
 
 def _plain(value: Any) -> Any:

@@ -145,6 +145,7 @@ def fit(
     params = parameters(spec, features, y, seed)
     folds = [f for f in folds if min(f.train_label.sum(), len(f.train_label) - f.train_label.sum()) >= 5]
     curves, weights, pooled = [], [], []
+    gains = np.zeros(len(features.features))
     for k, fold in enumerate(folds, 1):
         progress(f"{spec.target}: rolling fold {k} of {len(folds)}, {len(fold.train):,} rows")
         ours = parameters(spec, features, fold.train_label, seed)
@@ -157,6 +158,7 @@ def fit(
             callbacks=[lgb.early_stopping(PATIENCE, verbose=False)],  # more trees only make it worse from here
         )
         staged = _staged(booster, matrix[fold.test])
+        gains += booster.feature_importance("gain") / max(1e-12, booster.feature_importance("gain").sum()) / len(folds)
         curves.append(np.array([_log_loss(fold.test_label, raw) for raw in staged]))
         weights.append(len(fold.test))
         pooled.append(staged)
@@ -170,7 +172,12 @@ def fit(
         rows, positives = len(happened), int(happened.sum())
     else:
         trees, slope, intercept, rows, positives = spec.max_trees // 3, 1.0, 0.0, 0, 0
-    progress(f"{spec.target}: {trees} trees on {len(train):,} rows")
+    if folds:
+        keep = gains >= min(LEAST_GAIN, gains.max())
+        features = FeatureSet(features.unit, tuple(f for f, k in zip(features.features, keep, strict=True) if k))
+        matrix = matrix[:, keep]
+        params = parameters(spec, features, y, seed)
+    progress(f"{spec.target}: {trees} trees on {len(train):,} rows, {len(features.features)} features")
     booster = lgb.train(params, lgb.Dataset(matrix[train], y, free_raw_data=True), num_boost_round=trees)
     usual = tuple(float(v) for v in _medians(matrix[train]))
     model = TargetModel(spec.target, features, compile_booster(booster), slope, intercept, float(y.mean()), usual)
@@ -180,6 +187,12 @@ def fit(
 STAGE = 10
 """Numbers of trees that are compared: every tenth."""
 
+
+LEAST_GAIN = 0.005
+"""A feature with a smaller share of the gain over the rolling folds is left out of the model that is served.
+
+It would cost the bench time on every parcel, and readers patience in every explanation, for no ranking that could be
+measured."""
 
 PATIENCE = 50
 """Trees without a lower log loss after which a rolling fold stops growing."""

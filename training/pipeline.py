@@ -55,7 +55,7 @@ class TargetReport:
         excluded_immature: units that were too young, in training and in the holdout.
         params: LightGBM's parameters.
         features: names of the columns.
-        dropped: columns that were left out, having nothing to say in the training rows.
+        dropped: columns that were left out, having nothing, or next to nothing, to say in the training rows.
         holdout: unit_id, decided_at, target, label, probability.
         groups: order of each row of the holdout: rows of one order are not independent.
         sample: feature values of up to `SAMPLE_ROWS` rows of the holdout.
@@ -337,8 +337,8 @@ def _train_target(
     fitted = fit(MODELS[target.name], features, matrix, label, folds, seed, say)
     report.status = document["status"] = "trained"
     report.params = fitted.params
-    report.features = features.names
-    report.dropped = [f.name for f, keep in zip(every.features, useful, strict=True) if not keep]
+    report.features = document["features"] = fitted.model.features.names
+    report.dropped = document["dropped"] = [n for n in every.names if n not in report.features]
     document["calibration"] = {
         "slope": fitted.model.slope,
         "intercept": fitted.model.intercept,

@@ -679,7 +679,7 @@ def _log_target(
             "maturity_rule": report.maturity,
             **{f"baseline.{name}": note for name, note in report.baseline_notes.items()},
             **{
-                f"against.{rival}": found["auc"]["verdict"]
+                f"against.{rival}": found["log_loss"]["verdict"]
                 for rival, found in document.get("against_baselines", {}).items()
             },
         },

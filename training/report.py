@@ -112,7 +112,7 @@ def inspected(seen: Inspected) -> str:
     for name, given in seen.inputs.items():
         out.append(f"  read   {name} = {', '.join('not given' if v is None else str(v) for v in given[:5])}")
     for count in seen.counts:
-        span = "all time" if count.window is None else f"{count.window} back"
+        span = "all time" if count.window is None else f"{count.window} {'hours' if count.hourly else 'days'} back"
         out.append(f"  count  {count.field} = {count.value:g} by {count.entity}, {span}")
         for fact in count.facts.itertuples():
             out.append(f"           {fact.known}  {fact.unit}  units {fact.units:+d}  positives {fact.positives:+d}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.arrays import Array, absent, hours_between
-from features.definitions.order import WEEKDAYS, hour, weekday
+from features.definitions.order import WEEKDAYS, clock, hour, weekday
 from features.feature import Theme, number, one_of, unit
 from features.rows import Level
 
@@ -30,7 +30,7 @@ def transit_allowance_days(rows: Level) -> Array:
     return hours_between(rows["parcels", "pickup_cutoff_at"], rows["orders", "promised_to"]) / 24
 
 
-@feature("Packed at", show=unit("h"))
+@feature("Packed at", show=clock)
 def packed_hour(rows: Level) -> Array:
     """Hour of the day of packing, on the shop's clock: the shift."""
     return hour(rows.local(rows["parcels", "packed_at"]))

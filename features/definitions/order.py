@@ -10,6 +10,13 @@ from features.rows import Level
 
 feature = Theme("order")
 
+
+def clock(value: float) -> str:
+    """Hours of the day as a clock shows them: 20.25 is 20:15."""
+    minutes = round(value * 60)
+    return f"{minutes // 60 % 24:02d}:{minutes % 60:02d}"
+
+
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
@@ -30,7 +37,7 @@ def ordered_weekday(rows: Level) -> Array:
     return weekday(rows.local(rows["orders", "ordered_at"]))
 
 
-@feature("Ordered at", show=unit("h"))
+@feature("Ordered at", show=clock)
 def ordered_hour(rows: Level) -> Array:
     """Hour of the day of the order, on the shop's clock."""
     return hour(rows.local(rows["orders", "ordered_at"]))
