@@ -42,7 +42,7 @@ class ModelSpec:
     """
 
     target: str
-    max_trees: int = 300
+    max_trees: int = 800
     params: dict[str, Any] = field(default_factory=dict)
 
 
@@ -52,7 +52,7 @@ MODELS: dict[str, ModelSpec] = {
 
 PARAMS: dict[str, Any] = {
     "objective": "binary",
-    "learning_rate": 0.05,
+    "learning_rate": 0.02,
     "max_depth": 8,  # the compiled trees explain at most 8 conditions a leaf
     "max_bin": 127,
     "feature_fraction": 0.6,
@@ -194,7 +194,7 @@ LEAST_GAIN = 0.005
 It would cost the bench time on every parcel, and readers patience in every explanation, for no ranking that could be
 measured."""
 
-PATIENCE = 50
+PATIENCE = 100
 """Trees without a lower log loss after which a rolling fold stops growing."""
 
 
