@@ -298,10 +298,9 @@ def test_products_are_ranked_by_the_listings_share(tmp_path: Path, monkeypatch: 
     sku = np.repeat(["few", "good", "bad"], [3, 30, 30])
     ids = [f"L{i}" for i in range(len(sku))]
     share = np.select([sku == "bad", sku == "few"], [0.08, 0.5], 0.01)
-    scores = pd.DataFrame({"unit_id": ids, "target": "returned", "probability": 0.1 + share, "base": 0.1})
+    scores = pd.DataFrame({"unit_id": ids, "sku": sku, "target": "returned", "probability": 0.1 + share, "base": 0.1})
     scores = scores.assign(**{f"team_{team}": share if team == "listing" else 0.0 for team in TEAMS})
     pd.concat([scores, scores.assign(target="late", probability=0.9)]).to_csv("scores.csv", index=False)
-    pd.DataFrame({"line_id": ids, "sku": sku}).to_csv("order_lines.csv", index=False)
     products = run(only("product-team", "python: products"))["products"]
     assert products.loc["bad", ["lines", "risk", "listing"]].tolist() == pytest.approx([30, 0.18, 0.08])
     means = scores.groupby(sku)[["probability", "base", *(f"team_{t}" for t in TEAMS)]].mean()
