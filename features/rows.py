@@ -196,8 +196,10 @@ class Rows:
     def per_parcel(self, values: Array, how: str) -> Array:
         """Line values (n_lines,) summarised per parcel: `max`, `sum` or `mean`; NaN where a parcel has no line."""
         n = self.parcels.n
-        ok = (self.line_parcel >= 0) & ~np.isnan(values)
-        at, v = self.line_parcel[ok], values[ok]
+        at, v = self.line_parcel, values
+        ok = (at >= 0) & ~np.isnan(v)
+        if not ok.all():
+            at, v = at[ok], v[ok]
         count = np.bincount(at, minlength=n)
         if how == "max":
             out = np.full(n, -np.inf)

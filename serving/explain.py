@@ -36,11 +36,17 @@ def points(base: float, contributions: Array) -> tuple[Array, Array]:
         (n,) probability and (n, f) points, so that `logistic(base) + points.sum(axis=1)` is the probability to 1e-9.
     """
     z = base + _sum(contributions)
-    probability, start = logistic(z), float(logistic(np.asarray(base)))
+    probability, start = logistic(z), _start(base)
     step = z - base
     near = np.abs(step) < 1e-6  # the slope itself, where the quotient would lose its digits
     slope = np.where(near, probability * (1 - probability), (probability - start) / np.where(near, 1.0, step))
     return probability, contributions * slope[:, None]
+
+
+@lru_cache(maxsize=256)
+def _start(base: float) -> float:
+    """g(phi_0); a model asks for the same one with every parcel."""
+    return float(logistic(np.asarray(base)))
 
 
 def by_team(points: Array, teams: Sequence[str]) -> dict[str, Array]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from features.arrays import DAY, DTYPE, MISSING, Array, absent
 from features.contracts import TABLES
 from features.matrix import values
 from features.rows import Rows
+from features.settings import Extra
 from features.snapshot import Snapshot
 from features.vocabulary import GENERIC_BASE_RATES, TARGETS, TEAMS
 from serving.bundle import Bundle, TargetModel
@@ -270,14 +272,21 @@ def _tables(requests: Sequence[Request], snapshot: Snapshot) -> dict[str, dict[s
     return out
 
 
-def _arrays(table: str, given: Sequence[Mapping[str, Any]], snapshot: Snapshot) -> dict[str, Array]:
-    """Rows as one array per column that any of them has."""
+@lru_cache(maxsize=64)
+def _kinds(table: str, extras: tuple[Extra, ...]) -> dict[str, str]:
+    """Kind of each column a request may give for a table."""
     kinds = {c.name: c.kind for c in TABLES[table].columns}
-    for extra in snapshot.settings.extra:
+    for extra in extras:
         if extra.table == table:
             kinds[extra.column] = extra.kind
             if extra.known_at is not None:
                 kinds.setdefault(extra.known_at, "time")
+    return kinds
+
+
+def _arrays(table: str, given: Sequence[Mapping[str, Any]], snapshot: Snapshot) -> dict[str, Array]:
+    """Rows as one array per column that any of them has."""
+    kinds = _kinds(table, snapshot.settings.extra)
     out: dict[str, Array] = {}
     for name in {c for row in given for c in row}:
         kind = kinds.get(name)
