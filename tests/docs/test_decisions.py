@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from features import Dataset
 from features.matrix import FeatureSet, build, catalogue
 from features.settings import Settings
 from features.snapshot import Facts
+from serving.bundle import Bundle
 from training import train
-from training.models import MODELS, ONE_THREAD_ROWS, parameters, platt, threads
+from training.models import LEAST_GAIN, MODELS, ONE_THREAD_ROWS, fit, parameters, platt, threads
+from training.splits import Fold
 from training.world import generate
 
 
@@ -120,3 +123,47 @@ def test_waiting_threads_sleep(given: str | None, used: str) -> None:
     done = subprocess.run([sys.executable, "-c", FIT], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [used]
+
+
+NAMES = ["distance", "parcel_weight", "label_grade"]
+
+
+def little() -> tuple[FeatureSet, np.ndarray, np.ndarray]:
+    """A target that is all in the first column, next to nothing in the second and nothing in the third."""
+    r = np.random.default_rng(0)
+    matrix = r.normal(size=(3_000, 3)).astype(np.float32)
+    matrix[:, 1] = matrix[:, 1] > 2.5  # too few rows for a leaf of their own to gain much
+    matrix[:, 2] = 1
+    label = (r.random(len(matrix)) < 1 / (1 + np.exp(3 - 3 * matrix[:, 0]))).astype(np.int8)
+    return FeatureSet.named("parcel", NAMES, Settings()), matrix, label
+
+
+def fold(label: np.ndarray, at: int, until: int) -> Fold:
+    """Rows before `at` to train on and those up to `until` to test on, as if one row came a day."""
+    days = np.datetime64("2025-01-01", "us") + np.array([at, until]) * np.timedelta64(1, "D")
+    train, test = np.arange(at), np.arange(at, until)
+    return Fold(days[0], days[1], train, label[train], test, label[test], 0, 0)
+
+
+def test_a_feature_with_next_to_no_gain_is_not_served() -> None:
+    features, matrix, label = little()
+    folds = [fold(label, 1_000, 2_000), fold(label, 2_000, 3_000)]
+    assert fit(MODELS["late"], features, matrix, label, folds, 0).model.features.names == ["distance"]
+    assert 0 < LEAST_GAIN < 1 / len(FeatureSet.for_target("returned", Settings()).names)  # features alike are all kept
+
+
+def test_without_folds_no_feature_is_left_out() -> None:
+    features, matrix, label = little()
+    assert fit(MODELS["late"], features, matrix, label, [], 0).model.features.names == NAMES
+
+
+def test_metrics_say_what_a_model_reads_and_what_it_does_not(trained) -> None:
+    targets = json.loads((trained.run / "metrics.json").read_text())["targets"]
+    bundle = Bundle.load(trained.bundle)
+    settings = Dataset.open(trained.dataset).settings
+    for name, model in bundle.targets.items():
+        said = targets[name]
+        assert said["features"] == model.features.names
+        assert said["dropped"]
+        every = FeatureSet.for_target(name, settings).names
+        assert sorted([*said["features"], *said["dropped"]]) == sorted(every)

@@ -30,7 +30,7 @@ from features.matrix import FeatureSet, fingerprint
 from features.settings import Settings
 from features.vocabulary import TEAMS
 from serving.schemas import Answer, Invalid, Problem, Rules
-from serving.score import answer
+from serving.score import LEAST, answer
 from training.cli import main
 from training.docs import commands, fill
 
@@ -206,8 +206,11 @@ def test_a_documented_answer_adds_up_and_names_features_that_exist(content: dict
     assert set(content) == set(Answer.__annotations__)
     for risk in (*content["risks"].values(), *content["returns"]):
         assert math.isclose(risk["base"] + sum(risk["teams"].values()), risk["probability"], abs_tol=1e-9)
+        if content["degraded"]:
+            assert risk["probability"] == risk["base"] == risk["base_rate"]
         for driver in risk["drivers"]:
             if driver["feature"] != "other":
+                assert abs(driver["points"]) >= LEAST
                 feature = FEATURES[driver["feature"]]
                 assert (driver["team"], driver["lever"]) == (feature.team, feature.lever)
                 assert driver["text"].startswith(feature.say(math.nan if driver["value"] is None else driver["value"]))
