@@ -153,6 +153,19 @@ class Facts:
         return Facts(tables, Rows(tables, snapshot), happened, snapshot)
 
 
+def on_clock(time: str | pd.Timestamp, timezone: str) -> np.datetime64:
+    """A time as a person gives it, as UTC datetime64[us]; one without a zone is on the shop's clock.
+
+    Raises:
+        ValueError: it is no date.
+    """
+    try:
+        stamp = pd.Timestamp(time)
+    except ValueError:
+        raise ValueError(f"{time!r} is no date: give one like 2025-05-01 or 2025-05-01T06:00+07:00") from None
+    return moment(stamp if stamp.tz is not None else stamp.tz_localize(timezone))
+
+
 def moment(time: np.datetime64 | pd.Timestamp) -> np.datetime64:
     """A time as UTC datetime64[us]; one without a zone is taken as UTC."""
     stamp = pd.Timestamp(time)

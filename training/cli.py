@@ -116,6 +116,14 @@ def voiced(command: Callable[..., Any]) -> Callable[..., Any]:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 dataset_argument = click.argument("dataset", type=click.Path(path_type=Path))
+bundle_option = click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    envvar="DOORSTEP_BUNDLE",
+    default=BUNDLES,
+    show_default=True,
+    help="A bundle, or where one is published.",
+)
 mlflow_option = click.option(
     "--mlflow-uri",
     metavar="URI",
@@ -307,14 +315,7 @@ def train(
 @main.command()
 @dataset_argument
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File for the scores, .parquet or .csv.")
-@click.option(
-    "--bundle",
-    type=click.Path(path_type=Path),
-    envvar="DOORSTEP_BUNDLE",
-    default=BUNDLES,
-    show_default=True,
-    help="A bundle, or where one is published.",
-)
+@bundle_option
 @click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
 @click.option("--decided-from", metavar="DATE", help="Score only what was decided from then on.")
 @voiced
@@ -416,14 +417,7 @@ def models(voice: Voice, mlflow_uri: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--bundle",
-    type=click.Path(path_type=Path),
-    envvar="DOORSTEP_BUNDLE",
-    default=BUNDLES,
-    show_default=True,
-    help="A bundle, or where one is published.",
-)
+@bundle_option
 @click.option(
     "--snapshot",
     type=click.Path(path_type=Path),

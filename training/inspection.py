@@ -15,7 +15,7 @@ from features.history import Lookup, key
 from features.matrix import FeatureSet, catalogue, values
 from features.rows import Level, Rows
 from features.settings import suggestion
-from features.snapshot import Facts, moment
+from features.snapshot import Facts, on_clock
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,7 @@ def inspect(
     feature = features[name]
     end = None
     if as_of is not None:
-        stamp = pd.Timestamp(as_of)
-        end = moment(stamp if stamp.tz is not None else stamp.tz_localize(dataset.settings.timezone))
+        end = on_clock(as_of, dataset.settings.timezone)
     facts = Facts.of(dataset, end)
     trace: list[dict[str, Any]] = []
     table = "parcels" if parcel is not None else "order_lines"

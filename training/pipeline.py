@@ -20,7 +20,7 @@ from features.files import ArtefactError
 from features.history import key
 from features.matrix import FeatureSet, whole
 from features.settings import Settings
-from features.snapshot import Facts, moment
+from features.snapshot import Facts, on_clock
 from features.vocabulary import EVENT_KINDS, TARGETS
 from serving.bundle import Bundle, TargetModel
 from training.baselines import Fold as BaselineFold
@@ -220,11 +220,7 @@ def _moment(given: pd.Timestamp | str | None, settings: Settings) -> np.datetime
     """A moment in UTC; without a zone it is on the shop's clock."""
     if given is None:
         return None
-    try:
-        stamp = pd.Timestamp(given)
-    except ValueError:
-        raise ValueError(f"{given!r} is no date: give one like 2025-05-01 or 2025-05-01T06:00+07:00") from None
-    return moment(stamp if stamp.tz is not None else stamp.tz_localize(settings.timezone))
+    return on_clock(given, settings.timezone)
 
 
 def _default_holdout(units: dict[str, Labels], end: np.datetime64) -> np.datetime64:
