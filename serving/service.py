@@ -37,6 +37,7 @@ from serving.guard import MAX_BODY, SCOPE_KEY, App, Guard
 from serving.schemas import EXAMPLE, Answer, Rules, openapi
 from serving.score import answer, unknown_codes
 from serving.store import Watcher
+from serving.together import Together
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge
@@ -70,7 +71,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Work:
-    """A validated request and what it is to be answered with."""
+    """Validated requests and what they are to be answered with."""
 
     requests: list[dict[str, Any]]
     loaded: Loaded
@@ -208,6 +209,8 @@ def _answer(work: Work) -> list[dict[str, Any]]:
     try:
         answers = answer(loaded.bundle, loaded.snapshot, work.requests)
     except Exception:  # the bench is answered whatever happens, and told what it got
+        if len(work.requests) > 1:  # only the parcel that fails pays for it
+            return [a for r in work.requests for a in _answer(Work([r], loaded))]
         logger.exception("the model failed on a valid request: answered with base rates")
         answers = answer(None, loaded.snapshot, work.requests)
         for a in answers:
@@ -246,6 +249,16 @@ def _version() -> str:
         return "unknown"
 
 
+def _join(works: list[Work]) -> list[dict[str, Any]]:
+    """Answer requests of one parcel each together: those that were checked against the same bundle and snapshot."""
+    out: dict[int, dict[str, Any]] = {}
+    for loaded in {id(w.loaded): w.loaded for w in works}.values():
+        mine = [i for i, w in enumerate(works) if w.loaded is loaded]
+        out |= zip(mine, _answer(Work([works[i].requests[0] for i in mine], loaded)), strict=True)
+    return [out[i] for i in range(len(works))]
+
+
+_together: Together[Work, dict[str, Any]] = Together(_join)
 _pages = Starlette(routes=[Route("/", _page), Route("/docs.json", _docs)])
 
 
@@ -315,7 +328,7 @@ class Doorstep:
     @bentoml.api(route="/v1/risk", input_spec=RiskInput)
     async def risk(self, work: Any, /) -> Answer:
         """The risks of one parcel, each with its drivers by owner team."""
-        return _json(_answer(work)[0])
+        return _json(await _together.ask(work))
 
     @bentoml.api(route="/v1/risk/batch", input_spec=RiskBatchInput)
     def risk_batch(self, work: Any, /) -> list[Answer]:

@@ -554,6 +554,45 @@ print(json.dumps(sorted({m.partition(".")[0] for m in sys.modules})))
 
         assert set(asyncio.run(ask())) == {200}
 
+    def test_at_once_or_alone_the_answer_is_the_same(self, loaded: Any) -> None:
+        bodies = [with_("order.order_value", 10.0 + i) | {"parcel": {"parcel_id": str(i)}} for i in range(24)]
+        bodies[5]["listings"] = [{"sku": "s", "known_at": "2025-01-01T00:00:00Z", "fragility": 4}]  # its own, nobody's
+
+        async def ask() -> list[dict[str, Any]]:
+            async with httpx.AsyncClient(base_url=loaded.url, trust_env=False, timeout=30) as http:
+                return [r.json() for r in await asyncio.gather(*(http.post("/v1/risk", json=b) for b in bodies))]
+
+        assert asyncio.run(ask()) == [loaded.http.post("/v1/risk", json=b).json() for b in bodies]
+
+    def test_only_the_parcel_the_model_fails_on_gets_base_rates(self, trained: Any) -> None:
+        code = """
+import asyncio, json, sys
+import serving.service as service
+from serving.schemas import EXAMPLE
+real = service.answer
+def answer(bundle, snapshot, requests):
+    if bundle is not None and any(r["parcel"]["parcel_id"] == "bad" for r in requests):
+        raise RuntimeError("cannot")
+    return real(bundle, snapshot, requests)
+service.answer = answer
+service.Doorstep()
+def body(name):
+    return json.dumps(EXAMPLE | {"parcel": EXAMPLE["parcel"] | {"parcel_id": name}}).encode()
+accept = service.live().accept
+async def main():
+    works = [accept("/v1/risk", body(n)) for n in ("one", "bad", "two")]
+    return await asyncio.gather(*(service._together.ask(w) for w in works))
+print(json.dumps([[a["parcel_id"], a["degraded"]] for a in asyncio.run(main())]))
+many = accept("/v1/risk/batch", b"[" + body("one") + b"," + body("bad") + b"]")
+print(json.dumps([a["degraded"] for a in service._answer(many)]))
+"""
+        env = {**os.environ, "DOORSTEP_BUNDLE": str(trained.bundle), "DOORSTEP_SNAPSHOT": str(trained.snapshot)}
+        ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0, ran.stderr
+        joined, batch = map(json.loads, ran.stdout.splitlines()[-2:])
+        assert joined == [["one", False], ["bad", True], ["two", False]]
+        assert batch == [False, True]
+
 
 def violations(value: Any, schema: dict[str, Any], document: dict[str, Any], at: str = "") -> Iterator[str]:
     """Where `value` is not what a JSON schema of the document asks for: the keywords we use, by their definition."""
