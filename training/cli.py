@@ -173,15 +173,55 @@ def main(ctx: click.Context) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--parcels", type=click.IntRange(1), default=10_000, show_default=True, help="How many parcels.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same bytes.")
+@click.option(
+    "--scenario",
+    "which",
+    metavar="NAME|FILE.toml",
+    default="plain",
+    show_default=True,
+    help="A shipped scenario (see `doorstep scenarios`) or a file of your own.",
+)
 @voiced
-def world(voice: Voice, out: Path, parcels: int, seed: int) -> None:
-    """Make a simulated shop with known causes, as a dataset in OUT."""
-    from training.world import generate
+def world(voice: Voice, out: Path, parcels: int, seed: int, which: str) -> None:
+    """Make a simulated shop with known causes, as a dataset in OUT.
 
-    generate(out, parcels=parcels, seed=seed, progress=voice.progress)
+    The truth behind it (probabilities, reasons, planted faults) goes to OUT/truth, which no training reads.
+    """
+    from training.world import generate, scenario
+
+    generate(out, parcels=parcels, seed=seed, scenario=scenario(which), progress=voice.progress)
     voice.close()
     click.echo(out)
     voice.next(f"doorstep check {out}")
+
+
+@main.command()
+@click.argument("name", required=False)
+@json_option
+@voiced
+def scenarios(voice: Voice, name: str | None, as_json: bool) -> None:
+    """List the simulated shops that `doorstep world` knows, or print all of NAME as TOML.
+
+    A file of your own needs only what differs from the plain shop; `doorstep scenarios plain` shows all there is.
+    """
+    from training.world import scenario, shipped, to_toml
+
+    if name is not None:
+        whole = to_toml(scenario(name))
+        if as_json:
+            import tomllib
+
+            click.echo(json.dumps(tomllib.loads(whole), indent=2, default=str))
+        else:
+            click.echo(whole, nl=False)
+        return
+    known = {s.name: s.words for s in shipped().values()}
+    if as_json:
+        _dump(known)
+        return
+    for key, words in known.items():
+        click.echo(f"{key:{max(map(len, known))}}  {words}")
+    voice.next("doorstep world shop --scenario NAME, or doorstep scenarios NAME > mine.toml for one of your own")
 
 
 @main.group("import")

@@ -6,7 +6,7 @@ ends with it or goes on to a million parcels. Every block spans the whole year.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,10 @@ class Decisions:
     node: Ints
     carrier: Ints
     packed: Ints
+    planned: Ints
+    """When the shop plans to have it packed; the pickup it is meant for follows."""
     cutoff: Ints
+    """The pickup it is meant for."""
     handover_day: Ints
     """Working day of the first collection after packing."""
     slack_minutes: Floats
@@ -76,18 +79,26 @@ class Decisions:
     """Ordered in two sizes, to keep one."""
 
 
-def meets(fault: Fault | None, clock: Clock, when: Ints, **columns: tuple[Ints, Sequence[str]]) -> Flags:
-    """Which rows meet a fault: in force at `when`, and each column of `fault.where` holds its value.
+def strength(faults: Iterable[Fault], clock: Clock, when: Ints, **columns: tuple[Ints, Sequence[str]]) -> Floats:
+    """What faults do to each row, in the unit of their kind: the effects of those in force there are added.
 
-    A column is given as (positions, names). Without a fault nothing meets it.
+    Args:
+        faults: faults of one kind, none or several.
+        clock: the world's clock.
+        when: (n,) local second at which the row meets them.
+        columns: every column a fault of this kind may name, as (positions, names).
+
+    Returns:
+        (n,).
     """
-    if fault is None:
-        return np.zeros(len(when), dtype=bool)
-    hit = when >= clock.since(fault.since)
-    for column, value in fault.where.items():
-        positions, names = columns[column]
-        hit = hit & (positions == list(names).index(value))
-    return hit
+    out = np.zeros(len(when))
+    for fault in faults:
+        hit = when >= clock.since(fault.since)
+        for column, value in fault.where.items():
+            positions, names = columns[column]
+            hit = hit & (positions == list(names).index(value))
+        out += fault.effect * hit
+    return out
 
 
 def shift_of(packed: Ints) -> Ints:
@@ -143,7 +154,7 @@ def draw(shop: Shop, block: int) -> Decisions:
     far = lanes.distance_km[:, zone[order_row]].T
     node = pick(rng.random(n), np.exp(-(far - far.min(axis=1, keepdims=True)) / s.nodes.nearest_km))
     region = lanes.zone_region[zone[order_row]]
-    carrier = pick(rng.random(n), lanes.preference[service[order_row], region])
+    carrier = pick(rng.random(n), lanes.preference[service[order_row], region] * shop.nodes.lean[node])
     work = clock.work(ordered[order_row])
     backlog = shop.nodes.backlog[node, work // clock.span]
     hours = np.array([k.pick_hours for k in s.nodes.nodes])[node] * rng.lognormal(0.0, s.nodes.pick_sigma, n)
@@ -161,16 +172,7 @@ def draw(shop: Shop, block: int) -> Decisions:
     planned = planned[kept]
 
     node_names = [k.name for k in s.nodes.nodes]
-    carrier_names = [k.name for k in s.carriers.carriers]
-    usual_cutoff = shop.nodes.cutoff[node, carrier]
-    early = s.fault("early_pickup")
-    earlier = meets(early, clock, packed, node=(node, node_names), carrier=(carrier, carrier_names))
-    seconds = usual_cutoff - np.where(earlier, int((early.effect if early else 0) * 3600), 0)
-    # The pickup it is meant for is chosen by the plan, which does not know of a change in the collection.
-    meant = clock.next_cutoff(planned[order_row], usual_cutoff)
-    cutoff = clock.at(clock.day_of_working[meant], seconds)
-    handover_day = clock.next_cutoff(packed, seconds)
-    slack = (clock.at(clock.day_of_working[handover_day], seconds) - packed) / 60.0
+    cutoff, handover_day, slack = collection(shop, node, carrier, packed, planned[order_row])
 
     lines = _draw_lines(shop, block, ordered[order_row])
     products = shop.products
@@ -195,8 +197,7 @@ def draw(shop: Shop, block: int) -> Decisions:
         + rng.normal(0.0, h.noise, n)
     )
     level = np.clip(np.round(wish), 0, len(PACKAGE_TYPES) - 1).astype(np.int64)
-    short = s.fault("short_fill")
-    less = np.where(meets(short, clock, packed, node=(node, node_names)), short.effect if short else 0.0, 0.0)
+    less = strength(s.faults_of("fill"), clock, packed, node=(node, node_names))
     fill = np.array([k.void_fill for k in s.nodes.nodes])[node] + s.nodes.backlog_fill * backlog - less
     void_fill = 1.0 / (1.0 + np.exp(-(fill + rng.normal(0.0, h.fill_noise, n))))
     side = np.maximum(np.cbrt(litres * (1.2 + 0.15 * level + rng.gamma(2.0, 0.2, n)) * 1e6), 60.0)
@@ -206,13 +207,12 @@ def draw(shop: Shop, block: int) -> Decisions:
     sides = np.round(np.sort(np.column_stack([length, rest * np.sqrt(flat), rest / np.sqrt(flat)]), axis=1)[:, ::-1])
     weight = np.round(goods_g * rng.normal(1.0, 0.01, n) + (30.0 + 90.0 * level) * np.cbrt(litres / 3.0))
 
-    worn = s.fault("worn_printer")
-    bad = meets(worn, clock, packed, node=(node, node_names), shift=(late_shift, SHIFTS))
+    worn = strength(s.faults_of("printer"), clock, packed, node=(node, node_names), shift=(late_shift, SHIFTS))
     score = (
         np.array([k.label_score for k in s.nodes.nodes])[node]
         + s.nodes.late_shift_label * late_shift
         + s.nodes.backlog_label * backlog
-        - np.where(bad, worn.effect if worn else 0.0, 0.0)
+        - worn
         + rng.logistic(0.0, 0.7, n)
     )
     grade = (score[:, None] <= np.array(GRADE_EDGES)).sum(axis=1).astype(np.int64)
@@ -232,6 +232,7 @@ def draw(shop: Shop, block: int) -> Decisions:
         node=node,
         carrier=carrier,
         packed=packed,
+        planned=planned[order_row],
         cutoff=cutoff,
         handover_day=handover_day,
         slack_minutes=slack,
@@ -255,6 +256,26 @@ def draw(shop: Shop, block: int) -> Decisions:
         variant=lines["variant"],
         bracketed=lines["bracketed"].astype(bool),
     )
+
+
+def collection(shop: Shop, node: Ints, carrier: Ints, packed: Ints, planned: Ints) -> tuple[Ints, Ints, Floats]:
+    """When parcels are collected: the pickup each is meant for (local second), the working day of the first
+    collection after packing, and the minutes from packing to it; all (n,)."""
+    s, clock = shop.scenario, shop.clock
+    usual = shop.nodes.cutoff[node, carrier]
+    earlier = strength(
+        s.faults_of("pickup"),
+        clock,
+        packed,
+        node=(node, [k.name for k in s.nodes.nodes]),
+        carrier=(carrier, [k.name for k in s.carriers.carriers]),
+    )
+    seconds = usual - (earlier * 3600).astype(np.int64)
+    # The pickup it is meant for is chosen by the plan, which does not know of a change in the collection.
+    meant = clock.next_cutoff(planned, usual)
+    day = clock.next_cutoff(packed, seconds)
+    slack = (clock.at(clock.day_of_working[day], seconds) - packed) / 60.0
+    return clock.at(clock.day_of_working[meant], seconds), day, slack
 
 
 def _draw_lines(shop: Shop, block: int, ordered: Ints) -> dict[str, np.ndarray]:

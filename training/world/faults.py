@@ -14,7 +14,7 @@ def meeting(fault: Fault, tables: Mapping[str, pd.DataFrame], timezone: str = "E
     """Ids of what meets a fault, by the tables alone.
 
     Args:
-        fault: one of `PLANTED_FAULTS`.
+        fault: one of the scenario's.
         tables: the tables of a world, as `Dataset.tables`.
         timezone: the shop's zone.
 

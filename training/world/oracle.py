@@ -1,62 +1,218 @@
-"""The truth behind a simulated shop. For tests and benchmarks only: nothing that trains or serves may import this."""
+"""The truth behind a simulated shop. For tests and benchmarks only: nothing that trains or serves may import this.
+
+`Oracle` draws the shop once more from its seed and scenario and asks the structural equations, so it knows of every
+parcel and line:
+
+    parcels, lines   the true probability of every target when the parcel is packed, given all its causes
+    packages         the same for damage, had the very same parcel been packed in each of the packages
+    carriers         the same for every target, had each of the carriers taken it
+    teams            how much of the probability is whose: Shapley values over the owner teams of the causes
+    returns          the true reason behind each return
+    reachable        the AUC and log loss of who knows the true probabilities: nothing honest beats them
+
+Some causes leave no trace in the tables but through history (a customer's habit to be out, how rough a lane is), so no
+model reaches these probabilities entirely.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
-from training.world.decisions import BLOCK, Decisions, draw
-from training.world.equations import Risks, risks
-from training.world.scenario import RETURN_REASONS, Scenario
-from training.world.shop import open_shop
+from features.vocabulary import TEAMS
+from training.world.decisions import BLOCK, Decisions, collection, draw
+from training.world.equations import OWNERS, Causes, LineCauses, Risks, causes, risks
+from training.world.outcomes import happen
+from training.world.scenario import PACKAGE_TYPES, Scenario
+from training.world.scenarios import read
+from training.world.shop import Floats, Ints, open_shop
+from training.world.truth import SCENARIO, TRUTH, WORLD, line_ids, line_truth, parcel_ids, parcel_truth, return_truth
+
+T = TypeVar("T", Causes, LineCauses)
 
 PARCEL_TARGETS: tuple[str, ...] = ("late", "failed_attempt", "damaged", "undelivered")
+TARGETS: tuple[str, ...] = (*PARCEL_TARGETS, "returned")
 
 
-def truth(parcels: int, seed: int = 0, scenario: Scenario | None = None) -> pd.DataFrame:
-    """The true probability of every parcel target, knowing every cause up to the moment of packing.
+class Oracle:
+    """All there is to know of one world.
 
-    Some causes leave no trace in the tables but through history (a customer's habit to be out, how rough a lane is),
-    so no model can reach these probabilities entirely.
+    Args:
+        parcels: how many parcels the world was made with.
+        seed: its seed.
+        scenario: its scenario; default the plain one.
 
-    Returns:
-        One row per parcel, in the order of the `parcels` table: parcel_id, late, failed_attempt, damaged, undelivered.
+    Raises:
+        ValueError: `parcels` is below 1.
     """
-    parts = []
-    for d, r, n in _blocks(parcels, seed, scenario):
-        ids = [f"P{k:09d}" for k in range(d.first, d.first + n)]
-        parts.append(pd.DataFrame({"parcel_id": ids, **{t: getattr(r, t)[:n] for t in PARCEL_TARGETS}}))
-    return pd.concat(parts, ignore_index=True)
 
+    def __init__(self, parcels: int, seed: int = 0, scenario: Scenario | None = None) -> None:
+        if parcels < 1:
+            raise ValueError(f"parcels is {parcels}, must be at least 1: give the number the world was made with")
+        self.size, self.shop = parcels, open_shop(seed, scenario)
 
-def truth_lines(parcels: int, seed: int = 0, scenario: Scenario | None = None) -> pd.DataFrame:
-    """The true probability that an order line comes back, given that its parcel is delivered, in all and by reason.
+    @staticmethod
+    def open(world: str | Path) -> Oracle:
+        """The oracle of a world on disk.
 
-    Returns:
-        One row per line, in the order of the `order_lines` table: line_id, parcel_id, returned, and one column per
-        return reason; the reasons sum to `returned`.
-    """
-    parts = []
-    for d, r, n in _blocks(parcels, seed, scenario):
-        k = int(np.searchsorted(d.parcel_row, n))
-        numbers = (d.first + d.parcel_row[:k]).tolist()
-        ids = [f"L{p:09d}-{i}" for p, i in zip(numbers, d.number[:k].tolist(), strict=True)]
-        parts.append(
-            pd.DataFrame(
-                {
-                    "line_id": ids,
-                    "parcel_id": [f"P{p:09d}" for p in numbers],
-                    "returned": r.returned[:k],
-                    **{reason: r.reasons[:k, j] for j, reason in enumerate(RETURN_REASONS)},
-                }
-            )
+        Raises:
+            FileNotFoundError: the folder holds no truth.
+        """
+        folder = Path(world) / TRUTH
+        if not (folder / WORLD).is_file():
+            raise FileNotFoundError(f"{folder} is not there: only what `doorstep world` has made has a truth")
+        made = json.loads((folder / WORLD).read_text(encoding="utf-8"))
+        return Oracle(made["parcels"], made["seed"], read(folder / SCENARIO))
+
+    def parcels(self) -> pd.DataFrame:
+        """One row per parcel, in the order of the `parcels` table: parcel_id and the probability of each target."""
+        return pd.concat(
+            [parcel_truth(d, self._risks(c, lines), n) for d, c, lines, n in self._blocks()], ignore_index=True
         )
-    return pd.concat(parts, ignore_index=True)
+
+    def lines(self) -> pd.DataFrame:
+        """One row per line, in the order of the `order_lines` table: line_id, parcel_id, returned (given that the
+        parcel is delivered), and one column per return reason; the reasons sum to `returned`."""
+        return pd.concat(
+            [line_truth(d, self._risks(c, lines), n) for d, c, lines, n in self._blocks()], ignore_index=True
+        )
+
+    def packages(self) -> pd.DataFrame:
+        """Potential outcomes of packing: parcel_id, `package` as it was, and P(damaged) in each package type.
+
+        Only the protection changes; goods, void fill, weight, carrier and everything else stay.
+        """
+        parts = []
+        for d, c, lines, n in self._blocks():
+            in_each = {
+                name: self._risks(replace(c, protection=np.full(BLOCK, float(level))), lines).damaged[:n]
+                for level, name in enumerate(PACKAGE_TYPES)
+            }
+            used = np.array(PACKAGE_TYPES, dtype=object)[d.level[:n]]
+            parts.append(pd.DataFrame({"parcel_id": parcel_ids(d, n), "package": used, **in_each}))
+        return pd.concat(parts, ignore_index=True)
+
+    def carriers(self, target: str) -> pd.DataFrame:
+        """Potential outcomes of the choice of carrier: parcel_id, `carrier` as it was, P(target) with each carrier.
+
+        The pickup follows the carrier, as carriers collect at their own times; the promise stays. NaN where a carrier
+        does not offer the service, or does not serve the region.
+
+        Raises:
+            ValueError: no target of parcels.
+        """
+        if target not in PARCEL_TARGETS:
+            raise ValueError(f"{target!r} is no target of parcels; there are {', '.join(PARCEL_TARGETS)}")
+        names = [c.name for c in self.shop.scenario.carriers.carriers]
+        parts = []
+        for d, _, _, n in self._blocks():
+            region = self.shop.lanes.zone_region[d.zone[d.order_row]]
+            offered = self.shop.lanes.preference[d.service[d.order_row], region] > 0
+            with_each = {}
+            for k, name in enumerate(names):
+                carrier = np.full(BLOCK, k)
+                cutoff, day, slack = collection(self.shop, d.node, carrier, d.packed, d.planned)
+                other = replace(d, carrier=carrier, cutoff=cutoff, handover_day=day, slack_minutes=slack)
+                probability = getattr(self._risks(*causes(self.shop, other)), target)
+                with_each[name] = np.where(offered[:, k], probability, np.nan)[:n]
+            used = np.array(names, dtype=object)[d.carrier[:n]]
+            parts.append(pd.DataFrame({"parcel_id": parcel_ids(d, n), "carrier": used, **with_each}))
+        return pd.concat(parts, ignore_index=True)
+
+    def teams(self, target: str, ids: Sequence[str], references: int = 16, seed: int = 0) -> pd.DataFrame:
+        """How much of each unit's true probability is whose, against what is usual.
+
+        Shapley values over the owner teams: a coalition's worth is the true probability when its teams' causes are the
+        unit's own and the other teams' are those of a reference, averaged over references drawn from the same world
+        (Lundberg and Lee, arXiv 1705.07874, with the background breaking the dependence between teams). They add up
+        to the unit's probability less the references' mean.
+
+        Args:
+            target: name of a target.
+            ids: parcel or line ids of this world.
+            references: how many references each unit is held against.
+            seed: of the draw of references.
+
+        Returns:
+            Indexed by id, a column per team of the vocabulary, and `base`, the mean of the references.
+
+        Raises:
+            ValueError: an unknown target, or an id that is not in this world.
+        """
+        if target not in TARGETS:
+            raise ValueError(f"{target!r} is no target; there are {', '.join(TARGETS)}")
+        c, lines, known = self._units(target, seed)
+        rows = pd.Index(known).get_indexer(pd.Index(ids))
+        if (rows < 0).any():
+            raise ValueError(f"{ids[int(np.argmin(rows))]!r} is no unit of this world")
+        rng = np.random.default_rng(seed)
+        n, k = len(rows), len(TEAMS)
+        worth = np.zeros((2**k, n))
+        for _ in range(references):
+            other = rng.integers(len(known), size=n)
+            mine, theirs = _take(c, lines, rows), _take(c, lines, other)
+            for number, inside in enumerate(itertools.product((False, True), repeat=k)):
+                team = {t for t, is_in in zip(TEAMS, inside, strict=True) if is_in}
+                mixed = self._risks(_mix(mine[0], theirs[0], team), _mix(mine[1], theirs[1], team))
+                worth[number] += getattr(mixed, target) / references
+        return pd.DataFrame(_shapley(worth, k), index=pd.Index(ids), columns=list(TEAMS)).assign(base=worth[0])
+
+    def returns(self) -> pd.DataFrame:
+        """What came back, whether or not it is known yet: line_id, true_reason."""
+        parts = []
+        for block, (d, c, lines, n) in enumerate(self._blocks()):
+            parts.append(return_truth(d, happen(self.shop, d, self._risks(c, lines), block), n))
+        return pd.concat(parts, ignore_index=True)
+
+    def reachable(self) -> pd.DataFrame:
+        """What the truth reaches, in expectation over what happens: per target its rate, AUC, log loss, and the log
+        loss of the rate alone."""
+        parcels, lines = self.parcels(), self.lines()
+        rows = {}
+        for target in TARGETS:
+            p = (lines if target == "returned" else parcels)[target].to_numpy()
+            rate = float(p.mean())
+            rows[target] = {
+                "rate": rate,
+                "auc": reachable_auc(p),
+                "log_loss": float(_entropy(p).mean()),
+                "base_log_loss": float(_entropy(np.array([rate]))[0]),
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("target")
+
+    def _risks(self, c: Causes, lines: LineCauses) -> Risks:
+        return risks(self.shop.scenario, c, lines)
+
+    def _blocks(self) -> Iterator[tuple[Decisions, Causes, LineCauses, int]]:
+        for block in range(-(-self.size // BLOCK)):
+            d = draw(self.shop, block)
+            yield d, *causes(self.shop, d), min(BLOCK, self.size - d.first)
+
+    def _units(self, target: str, seed: int) -> tuple[Causes, LineCauses, list[str]]:
+        """Causes of every unit of a target, and its id."""
+        parts = list(self._blocks())
+        c = _join([c for _, c, _, _ in parts])
+        starts = np.arange(len(parts)) * BLOCK
+        lines = _join([replace(x, parcel=x.parcel + at) for (_, _, x, _), at in zip(parts, starts, strict=True)])
+        if target == "returned":
+            keep = np.flatnonzero(lines.parcel < self.size)
+            ids = [i for d, _, _, n in parts for i in line_ids(d, n)]
+            own = _rows(lines, keep)
+            # Each line gets a parcel of its own, so that two of one parcel can be held against different references.
+            return _rows(c, own.parcel), replace(own, parcel=np.arange(len(keep))), ids
+        ids = [i for d, _, _, n in parts for i in parcel_ids(d, n)]
+        return _rows(c, np.arange(self.size)), _rows(lines, np.arange(0)), ids
 
 
-def reachable_auc(probability: np.ndarray) -> float:
+def reachable_auc(probability: Floats) -> float:
     """The AUC to expect of a model that knows the true probabilities: nothing honest can beat it.
 
     The chance that, of a positive and a negative unit, the positive has the higher probability, when each unit is
@@ -72,10 +228,40 @@ def reachable_auc(probability: np.ndarray) -> float:
     return float((positive * (below + negative / 2.0)).sum() / (positive.sum() * negative.sum()))
 
 
-def _blocks(parcels: int, seed: int, scenario: Scenario | None) -> Iterator[tuple[Decisions, Risks, int]]:
-    if parcels < 1:
-        raise ValueError(f"parcels is {parcels}, must be at least 1: give the number the world was made with")
-    shop = open_shop(seed, scenario)
-    for block in range(-(-parcels // BLOCK)):
-        d = draw(shop, block)
-        yield d, risks(shop, d), min(BLOCK, parcels - d.first)
+def _entropy(p: Floats) -> Floats:
+    p = np.clip(p, 1e-15, 1 - 1e-15)
+    return np.asarray(-(p * np.log(p) + (1 - p) * np.log1p(-p)))
+
+
+def _rows(c: T, at: Ints) -> T:
+    return type(c)(**{f.name: getattr(c, f.name)[at] for f in fields(c)})
+
+
+def _join(parts: Sequence[T]) -> T:
+    kind = type(parts[0])
+    return kind(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(kind)})
+
+
+def _take(c: Causes, lines: LineCauses, at: Ints) -> tuple[Causes, LineCauses]:
+    return _rows(c, at), replace(_rows(lines, at), parcel=np.arange(len(at))) if len(lines.parcel) else lines
+
+
+def _mix(mine: T, theirs: T, teams: set[str]) -> T:
+    """The causes of some teams are mine, all others theirs."""
+    return type(mine)(
+        **{f.name: getattr(mine if OWNERS.get(f.name, "") in teams else theirs, f.name) for f in fields(mine)}
+    )
+
+
+def _shapley(worth: Floats, players: int) -> Floats:
+    """Shapley values (n, players) of the worth (2**players, n) of coalitions, by bits from the left."""
+    n = worth.shape[1]
+    out = np.zeros((n, players))
+    for number in range(2**players):
+        inside = [bool(number >> (players - 1 - p) & 1) for p in range(players)]
+        size = sum(inside)
+        for p in range(players):
+            if inside[p]:
+                weight = math.factorial(size - 1) * math.factorial(players - size) / math.factorial(players)
+                out[:, p] += weight * (worth[number] - worth[number & ~(1 << (players - 1 - p))])
+    return out

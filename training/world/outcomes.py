@@ -28,6 +28,8 @@ class Outcomes:
     failed_attempt: Flags
     damaged: Flags
     undelivered: Flags
+    skipped: Flags
+    """A failed attempt was none: the driver passed by."""
     returned: Flags
     """Per line; false where the parcel was not delivered."""
 
@@ -110,16 +112,20 @@ def happen(shop: Shop, d: Decisions, r: Risks, block: int) -> Outcomes:
 
     leaves, visit = rng.uniform(6.5, 8.5, n) * HOUR, rng.uniform(9.0, 20.0, (n, 3)) * HOUR
     at_door = np.zeros(n, dtype=np.int64)
+    skipped = np.zeros(n, dtype=bool)
     for attempt in range(3):
         row = np.flatnonzero(~lost & (np.minimum(failures, 2) >= attempt))
         out = clock.utc(local(first_try[row] + attempt, leaves[row]))
         events.add("out_for_delivery", row, out)
+        told = notified[row]
         if attempt == 0:
-            told = notified[row]
             events.add("customer_notified", row[told], out[told] + 600)
         door = clock.utc(local(first_try[row] + attempt, visit[row, attempt]))
         failed = failures[row] > attempt
-        events.add("attempt_failed", row[failed], door[failed], _why_failed(rng, shop, d, row[failed]))
+        for_nothing = rng.random(len(row)) < r.skipped[told.astype(np.int64), row, attempt]
+        skipped[row] |= failed & for_nothing
+        why = _why_failed(rng, shop, d, row, for_nothing)
+        events.add("attempt_failed", row[failed], door[failed], why[failed])
         at_door[row] = door
 
     row = np.flatnonzero(delivered)
@@ -151,6 +157,7 @@ def happen(shop: Shop, d: Decisions, r: Risks, block: int) -> Outcomes:
         failed_attempt=failures > 0,
         damaged=damaged,
         undelivered=~delivered,
+        skipped=skipped,
         event_row=event_row,
         event_kind=event_kind,
         event_at=event_at,
@@ -160,12 +167,13 @@ def happen(shop: Shop, d: Decisions, r: Risks, block: int) -> Outcomes:
     )
 
 
-def _why_failed(rng: np.random.Generator, shop: Shop, d: Decisions, row: Ints) -> Ints:
-    """The reason the driver gives for a failed attempt, in the loose relation to its cause that such codes have."""
+def _why_failed(rng: np.random.Generator, shop: Shop, d: Decisions, row: Ints, skipped: Flags) -> Ints:
+    """The reason the driver gives for a failed attempt, in the loose relation to its cause that such codes have: who
+    did not try says that nobody was in."""
     payments = [name for name, _ in shop.scenario.customers.payments]
     cash = d.payment[d.order_row[row]] == (payments.index("cod") if "cod" in payments else -1)
     weights = np.column_stack([np.ones(len(row)), 3.0 * (1.0 - d.address[row]), 0.35 * cash])
-    return pick(rng.random(len(row)), weights)
+    return np.where(skipped, EVENT_REASONS.index("absent"), pick(rng.random(len(row)), weights))
 
 
 def _returns(

@@ -1,7 +1,8 @@
 """Every number of the simulated shop, in one place: who works there, how strong each cause is, what has gone wrong.
 
 The equations that use them are in `training.world.equations`, the things they describe are drawn in
-`training.world.shop` and `training.world.parcels`. Nothing here computes anything.
+`training.world.shop` and `training.world.decisions`. Nothing here computes anything. A scenario is a file that says
+only what differs from these numbers, see `training.world.scenarios`.
 """
 
 from __future__ import annotations
@@ -28,77 +29,119 @@ SHIFTS: tuple[str, ...] = ("early", "late")
 
 
 @dataclass(frozen=True)
+class FaultKind:
+    """A way in which a shop can go wrong.
+
+    Attributes:
+        team: the owner team that could mend it.
+        targets: what it makes worse.
+        unit: what `Fault.effect` is measured in.
+        columns: columns of the tables by which a place may be named; at least one of them must be.
+    """
+
+    team: str
+    targets: tuple[str, ...]
+    unit: str
+    columns: tuple[str, ...]
+
+
+FAULT_KINDS: dict[str, FaultKind] = {
+    "corridor": FaultKind(
+        "carrier",
+        ("late", "damaged"),
+        "log of the transit time; twice that in log-odds of damage",
+        ("carrier", "destination_region", "service"),
+    ),
+    "skips": FaultKind(
+        "carrier",
+        ("failed_attempt", "undelivered"),
+        "chance that the driver passes by and reports that nobody was in",
+        ("carrier", "destination_region", "service"),
+    ),
+    "printer": FaultKind("packing", ("late", "undelivered"), "latent print quality lost", ("node", "shift")),
+    "pickup": FaultKind("fulfilment", ("late",), "hours by which the carrier collects earlier", ("node", "carrier")),
+    "fill": FaultKind("packing", ("damaged", "returned"), "log-odds of the void fill lost", ("node",)),
+    "runs_small": FaultKind("listing", ("returned",), "intensity of returns for size", ("brand", "category")),
+    "misleads": FaultKind("listing", ("returned",), "accuracy of the listing lost, of 1", ("brand", "category")),
+}
+"""What can be planted. Each is read by one equation, or by one step of `training.world.decisions`."""
+
+
+@dataclass(frozen=True)
 class Fault:
     """Something that has gone wrong in the shop, at a known place, from a known day on.
 
     Attributes:
         name: short name.
-        team: the owner team that could mend it.
+        kind: one of `FAULT_KINDS`.
         words: what happened, for a person.
         where: column of the tables -> the value that meets the fault (all of them together).
         since: local day from which on it holds.
-        targets: what it makes worse.
-        effect: its strength, in the unit of the equation that uses it.
+        effect: its strength, in the unit of its kind.
     """
 
     name: str
-    team: str
+    kind: str
     words: str
     where: dict[str, str]
     since: date
-    targets: tuple[str, ...]
     effect: float
+
+    @property
+    def team(self) -> str:
+        """The owner team that could mend it."""
+        return FAULT_KINDS[self.kind].team
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What it makes worse; the first is what shows it best."""
+        return FAULT_KINDS[self.kind].targets
 
 
 PLANTED_FAULTS: tuple[Fault, ...] = (
     Fault(
         "bad_corridor",
-        "carrier",
+        "corridor",
         "corvus closed its hub on the way to Saxony: parcels take longer and are thrown about",
         {"carrier": "corvus", "destination_region": "DE-SN"},
         date(2025, 5, 12),
-        ("late", "damaged"),
         0.55,
     ),
     Fault(
         "worn_printer",
-        "fulfilment",
+        "printer",
         "the label printer of the late shift in Leipzig is worn: codes do not scan and are sorted by hand",
         {"node": "leipzig", "shift": "late"},
         date(2025, 4, 7),
-        ("late", "undelivered"),
         2.2,
     ),
     Fault(
         "early_pickup",
-        "fulfilment",
+        "pickup",
         "borea collects two hours earlier in Munich, picking still works to the old time: parcels miss the truck",
         {"node": "munich", "carrier": "borea"},
         date(2025, 6, 2),
-        ("late",),
         2.0,
     ),
     Fault(
         "short_fill",
-        "packing",
+        "fill",
         "Dortmund saves on void fill: goods knock about in the box",
         {"node": "dortmund"},
         date(2025, 7, 1),
-        ("damaged", "returned"),
         1.5,
     ),
     Fault(
         "small_last",
-        "listing",
+        "runs_small",
         "kestrel shoes come from a new last and run small, the listing does not say so",
         {"brand": "kestrel", "category": "shoes"},
         date(2025, 5, 5),
-        ("returned",),
         0.35,
     ),
 )
-"""What is wrong in the shop: the answers that its diagnosis should find. `since` is compared with the local day of
-`packed_at` (`ordered_at` for a listing), `shift` is read off its hour: early until 14:00, late after."""
+"""What is wrong in the default shop: the answers that its diagnosis should find. `since` is compared with the local day
+of `packed_at` (`ordered_at` for a listing), `shift` is read off its hour: early until 14:00, late after."""
 
 
 @dataclass(frozen=True)
@@ -177,12 +220,15 @@ class Products:
         count: products over the whole year; `new_share` of them come into the range during it.
         popularity_sigma: sigma of the log-normal share of sales; 1.7 gives the top tenth about 70 %.
         revised_share: share of listings that are rewritten once during the year, which makes them better.
+        size_spread, defect_spread: sigma of the log-normal with which products run off their size and break down.
     """
 
     count: int = 1200
     new_share: float = 0.3
     popularity_sigma: float = 1.7
     revised_share: float = 0.2
+    size_spread: float = 0.7
+    defect_spread: float = 0.8
     size_guide_share: float = 0.6
     leading_share: float = 0.3
     """Share of a category's products that are of its leading brand."""
@@ -213,6 +259,7 @@ class Node:
         overpacking: habit of taking a stronger (or weaker) package than usual, in levels.
         void_fill: mean of the latent (log-odds) share of empty space that is filled.
         wrong_item: picking errors, intensity per line.
+        leans_to, lean: a carrier that gets `lean` times its usual share here.
     """
 
     name: str
@@ -225,6 +272,8 @@ class Node:
     overpacking: float
     void_fill: float
     wrong_item: float
+    leans_to: str = ""
+    lean: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -268,7 +317,13 @@ class Packing:
 
 @dataclass(frozen=True)
 class Carrier:
-    """A carrier. Transit and attempts are log and log-odds against an average one; so is roughness."""
+    """A carrier. Transit and attempts are log and log-odds against an average one; so is roughness.
+
+    Attributes:
+        notifies: share of customers who are told in advance.
+        scans_late: share of scans that reach the shop days later.
+        skips: chance per attempt that the driver passes by, and reports that nobody was in.
+    """
 
     name: str
     services: tuple[str, ...]
@@ -279,6 +334,7 @@ class Carrier:
     attempts: float
     notifies: float
     scans_late: float
+    skips: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -288,7 +344,7 @@ class Carriers:
     carriers: tuple[Carrier, ...] = (
         Carrier("alba", ("economy", "standard", "express"), 0.36, -0.05, -0.25, -0.2, -0.15, 0.85, 0.02),
         Carrier("borea", ("economy", "standard"), 0.26, 0.0, 0.0, 0.0, 0.0, 0.5, 0.03),
-        Carrier("corvus", ("economy", "standard", "express"), 0.26, 0.06, 0.3, 0.35, 0.25, 0.3, 0.05),
+        Carrier("corvus", ("economy", "standard", "express"), 0.26, 0.06, 0.3, 0.35, 0.05, 0.3, 0.05, 0.012),
         Carrier("dorado", ("standard", "express"), 0.12, -0.1, 0.05, -0.1, 0.1, 0.7, 0.02),
     )
     sole: dict[str, str] = field(default_factory=lambda: {"CH": "alba"})
@@ -346,8 +402,8 @@ class Outcomes:
     damage_log_distance: float = 0.25
     damage_log_weight: float = 0.18
     damage_roughness: float = 0.9
-    damage_corridor: float = 1.1
-    """What the bad corridor's handling adds to damage."""
+    damage_corridor: float = 2.0
+    """What a bad corridor's handling adds to damage, per unit of its longer transit."""
     carrier_sees_damage: float = 0.2
 
     absent_zero: float = -3.6
@@ -384,6 +440,7 @@ class Outcomes:
     return_mismatch: float = 3.2
     """Log of the mismatch intensity per unit of listing accuracy that lacks to 0.7."""
     return_invoice: float = 1.35
+    return_business: float = 0.5
     return_log_price: float = 0.15
     delay_days: tuple[float, ...] = (6.0, 7.0, 11.0, 2.5, 3.0, 10.0, 3.0)
     """Mean days from delivery to the request, by reason; all within the window."""
@@ -411,8 +468,16 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A whole simulated shop. Same scenario and seed, same shop."""
+    """A whole simulated shop. Same scenario and seed, same shop.
 
+    Attributes:
+        name: short name.
+        words: what is special about it, in a sentence.
+        return_window_days, lost_after_days: the shop's rules, as in `dataset.toml`.
+    """
+
+    name: str = "plain"
+    words: str = "an ordinary shop, with one fault of each of five kinds planted in the course of the year"
     calendar: Calendar = field(default_factory=Calendar)
     products: Products = field(default_factory=Products)
     nodes: Nodes = field(default_factory=Nodes)
@@ -426,6 +491,6 @@ class Scenario:
     lost_after_days: int = 21
     currency: str = "EUR"
 
-    def fault(self, name: str) -> Fault | None:
-        """The fault of that name, or None where the scenario has it not."""
-        return next((f for f in self.faults if f.name == name), None)
+    def faults_of(self, kind: str) -> tuple[Fault, ...]:
+        """The faults of a kind, none or several."""
+        return tuple(f for f in self.faults if f.kind == kind)

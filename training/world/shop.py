@@ -73,11 +73,6 @@ def stream(seed: int, purpose: str, block: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key))
 
 
-def sigmoid(x: Floats) -> Floats:
-    """The logistic function."""
-    return 1.0 / (1.0 + np.exp(-x))
-
-
 def pick(u: Floats, weights: Floats) -> Ints:
     """For each u in [0, 1), shape (n,), the index it falls on by its row of `weights`, shape (n, k) or (k,)."""
     edges = np.cumsum(weights, axis=-1)
@@ -181,10 +176,12 @@ class Products:
 
 @dataclass(frozen=True)
 class Nodes:
-    """Warehouses: queue in days of work by (node, working day), collections by (node, carrier), second of the day."""
+    """Warehouses: queue in days of work by (node, working day), collections by (node, carrier) as second of the day,
+    and each carrier's multiple of its usual share by (node, carrier)."""
 
     backlog: Floats
     cutoff: Ints
+    lean: Floats
 
 
 @dataclass(frozen=True)
@@ -296,8 +293,8 @@ def _products(rng: np.random.Generator, scenario: Scenario, clock: Clock) -> Pro
     gaps = np.cumsum(rng.uniform(45, 150, (n, 2)), axis=1) * DAY
     version_at = np.column_stack([launched, start[:, None] + gaps.astype(np.int64)]) // 60 * 60
 
-    size_error = rng.gamma(2.0, 0.5, n)
-    defect = rng.lognormal(-0.3, 0.8, n)
+    size_error = rng.lognormal(-0.5 * p.size_spread**2, p.size_spread, n)
+    defect = rng.lognormal(-0.5 * p.defect_spread**2, p.defect_spread, n)
     words = rng.normal(0.0, 0.5, n)[:, None] + 5.2 + 1.9 * accuracy
     photos = 1 + rng.poisson(0.5 + 1.5 * np.exp(1.2 * accuracy))
     photos = np.maximum.accumulate(np.where(later, photos, photos[:, :1]), axis=1)
@@ -347,7 +344,8 @@ def _nodes(rng: np.random.Generator, scenario: Scenario, clock: Clock) -> Nodes:
             backlog[k, w] = queue / capacity[w]
     early, late = p.cutoff_hours
     halves = rng.integers(int(early * 2), int(late * 2) + 1, (len(p.nodes), len(scenario.carriers.carriers)))
-    return Nodes(backlog=backlog, cutoff=halves * 1800)
+    lean = np.array([[k.lean if c.name == k.leans_to else 1.0 for c in scenario.carriers.carriers] for k in p.nodes])
+    return Nodes(backlog=backlog, cutoff=halves * 1800, lean=lean)
 
 
 def _lanes(rng: np.random.Generator, scenario: Scenario, clock: Clock) -> Lanes:

@@ -1,4 +1,4 @@
-"""Writes the six tables of a simulated shop as any shop would bring them, and nothing of the truth behind them."""
+"""Writes the six tables of a simulated shop as any shop would bring them, and the truth in a folder of its own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,20 @@ from features.contracts import TABLES
 from features.settings import TOML, Settings
 from features.vocabulary import LABEL_GRADES
 from training.world.decisions import BLOCK, Decisions, draw
-from training.world.equations import risks
+from training.world.equations import causes, risks
 from training.world.outcomes import EVENT_REASONS, KINDS, Outcomes, happen
 from training.world.scenario import PACKAGE_TYPES, RETURN_REASONS, SERVICES, Scenario
 from training.world.shop import REGIONS, ZONES_PER_CITY, Flags, Floats, Ints, Shop, open_shop, stream
+from training.world.truth import (
+    FILES,
+    TRUTH,
+    line_ids,
+    line_truth,
+    parcel_ids,
+    parcel_truth,
+    return_truth,
+    write_words,
+)
 
 Progress = Callable[[str], None]
 """Told what is being done, in a few words."""
@@ -44,7 +54,7 @@ _TYPES: dict[str, pa.DataType] = {
 def generate(
     out: str | Path, *, parcels: int, seed: int = 0, progress: Progress | None = None, scenario: Scenario | None = None
 ) -> Path:
-    """Write a simulated shop: six Parquet tables and `dataset.toml`.
+    """Write a simulated shop: six Parquet tables, `dataset.toml`, and the folder `truth`.
 
     The same seed gives the same bytes, and the first parcels are the same however many follow: every block of
     `BLOCK` parcels spans the whole year and is drawn from its own counter-based random numbers. Files appear only
@@ -69,13 +79,15 @@ def generate(
     if seed < 0:
         raise ValueError(f"seed is {seed}, must be 0 or more: give another number")
     folder = Path(out)
-    own = {TOML, *(f"{name}.parquet" for name in TABLES)}
+    own = {TOML, TRUTH, *(f"{name}.parquet" for name in TABLES)}
     if folder.exists():
         if not folder.is_dir():
             raise FileExistsError(f"{folder} is a file, must be a folder: name another one")
         for left in folder.glob(f"{_PART}*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         foreign = sorted(p.name for p in folder.iterdir() if p.name not in own)
+        if (folder / TRUTH).is_dir():
+            foreign += sorted(f"{TRUTH}/{p.name}" for p in (folder / TRUTH).iterdir() if p.name not in FILES)
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise FileExistsError(f"{folder} holds {foreign[0]}{more}, no part of a world: name an empty folder")
@@ -86,7 +98,8 @@ def generate(
         _write(shop, part, parcels, progress)
         # The settings come last: a folder without them is no dataset.
         (folder / TOML).unlink(missing_ok=True)
-        for name in (*(f"{name}.parquet" for name in TABLES), TOML):
+        shutil.rmtree(folder / TRUTH, ignore_errors=True)
+        for name in (TRUTH, *(f"{name}.parquet" for name in TABLES), TOML):
             os.replace(part / name, folder / name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -96,7 +109,7 @@ def generate(
 def settings(scenario: Scenario, extracted_utc: int) -> Settings:
     """What `dataset.toml` of a world says."""
     return Settings(
-        name="world",
+        name="world" if scenario.name == "plain" else f"world-{scenario.name}",
         timezone=scenario.calendar.timezone,
         currency=scenario.currency,
         return_window_days=scenario.return_window_days,
@@ -108,19 +121,34 @@ def settings(scenario: Scenario, extracted_utc: int) -> Settings:
 
 def _write(shop: Shop, folder: Path, parcels: int, progress: Progress | None) -> None:
     pq.write_table(_listings(shop), folder / "listings.parquet", compression="zstd")
+    (folder / TRUTH).mkdir()
+    write_words(folder / TRUTH, shop, parcels)
     names = [name for name in TABLES if name != "listings"]
-    writers = {name: pq.ParquetWriter(folder / f"{name}.parquet", _schema(name), compression="zstd") for name in names}
-    waiting: dict[str, list[pa.Table]] = {name: [] for name in names}
+    files = {name: folder / f"{name}.parquet" for name in names}
+    files |= {f"{TRUTH}/{name}": folder / TRUTH / f"{name}.parquet" for name in ("parcels", "lines", "returns")}
+    writers: dict[str, pq.ParquetWriter] = {}
+    waiting: dict[str, list[pa.Table]] = {name: [] for name in files}
     blocks = -(-parcels // BLOCK)
     try:
         for block in range(blocks):
             d = draw(shop, block)
-            what = happen(shop, d, risks(shop, d), block)
-            for name, table in _block_tables(shop, d, what, block, parcels - d.first).items():
+            chances = risks(shop.scenario, *causes(shop, d))
+            what = happen(shop, d, chances, block)
+            n = min(len(d.packed), parcels - d.first)
+            made = _block_tables(shop, d, what, block, n)
+            known = {
+                "parcels": parcel_truth(d, chances, n).assign(driver_skipped=what.skipped[:n]),
+                "lines": line_truth(d, chances, n),
+                "returns": return_truth(d, what, n),
+            }
+            made |= {f"{TRUTH}/{k}": pa.Table.from_pandas(v, preserve_index=False) for k, v in known.items()}
+            for name, table in made.items():
                 waiting[name].append(table)
             if (block + 1) % _BLOCKS_PER_GROUP == 0 or block + 1 == blocks:
-                for name in names:
+                for name, file in files.items():
                     group = pa.concat_tables(waiting[name])
+                    if name not in writers:
+                        writers[name] = pq.ParquetWriter(file, group.schema, compression="zstd")
                     writers[name].write_table(group, row_group_size=max(len(group), 1))
                     waiting[name].clear()
             if progress is not None:
@@ -209,25 +237,17 @@ def _listings(shop: Shop) -> pa.Table:
     )
 
 
-def _block_tables(shop: Shop, d: Decisions, o: Outcomes, block: int, wanted: int) -> dict[str, pa.Table]:
-    """The five moving tables of a block, cut to its first `wanted` parcels and to what was known in time."""
-    n = min(len(d.packed), wanted)
-    parcel_ids = _ids("P", d.first + np.arange(n))
-    order_ids = _ids("O", d.first + np.arange(int(d.order_row[n - 1]) + 1))
-    lines = int(np.searchsorted(d.parcel_row, n))
-    line_ids = _line_ids(d, lines)
+def _block_tables(shop: Shop, d: Decisions, o: Outcomes, block: int, n: int) -> dict[str, pa.Table]:
+    """The five moving tables of a block, cut to its first n parcels and to what was known in time."""
+    parcels, lines = pa.array(parcel_ids(d, n), pa.string()), pa.array(line_ids(d, n), pa.string())
+    orders = _ids("O", d.first + np.arange(int(d.order_row[n - 1]) + 1))
     return {
-        "orders": _orders(shop, d, order_ids),
-        "order_lines": _order_lines(shop, d, order_ids, parcel_ids, line_ids),
-        "parcels": _parcels(shop, d, order_ids, parcel_ids, block),
-        "events": _events(shop, o, parcel_ids),
-        "returns": _return_rows(shop, o, line_ids),
+        "orders": _orders(shop, d, orders),
+        "order_lines": _order_lines(shop, d, orders, parcels, lines),
+        "parcels": _parcels(shop, d, orders, parcels, block),
+        "events": _events(shop, o, parcels),
+        "returns": _return_rows(shop, o, lines),
     }
-
-
-def _line_ids(d: Decisions, lines: int) -> pa.Array:
-    parcel, number = (d.first + d.parcel_row[:lines]).tolist(), d.number[:lines].tolist()
-    return pa.array([f"L{p:09d}-{k}" for p, k in zip(parcel, number, strict=True)], pa.string())
 
 
 def _orders(shop: Shop, d: Decisions, ids: pa.Array) -> pa.Table:
