@@ -21,7 +21,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from features.arrays import Array, combine
+from features.arrays import SMALL, Array, combine
 
 if TYPE_CHECKING:
     from features.outcomes import Outcome
@@ -255,6 +255,8 @@ class Lookup:
             self._base = place.astype(np.int64) << _SHIFT
         else:
             self._known, self._base = np.zeros(len(keys), dtype=bool), np.zeros(len(keys), dtype=np.int64)
+        # Many rows are looked up in the order of the table: the next one is found where the last one was.
+        self._by = np.argsort(self._base | bucket) if len(keys) > SMALL else slice(None)
         self._at: dict[int | None, Array] = {}
         self._sums: dict[int | None, Array] = {}
 
@@ -266,14 +268,17 @@ class Lookup:
         return at
 
     def _search(self, bucket: Array | int) -> Array:
-        return np.where(self._known, self.counts.order.searchsorted(self._base | bucket), 0)
+        found = np.empty(len(self.keys), dtype=np.int64)
+        found[self._by] = self.counts.order.searchsorted((self._base | bucket)[self._by])
+        return np.where(self._known, found, 0)
 
     def _all(self, window: int | None) -> Array:
-        """All fields' sums over a window, (n, f) float64: read together, as most of them are asked for."""
+        """All fields' sums over a window, (f, n) float64: read together, as most of them are asked for."""
         found = self._sums.get(window)
         if found is None:
             sums = self.counts.sums
-            found = self._sums[window] = (sums[self._place(0)] - sums[self._place(window)]).astype(np.float64)
+            change = sums.take(self._place(0), axis=0) - sums.take(self._place(window), axis=0)
+            found = self._sums[window] = change.T.astype(np.float64, order="C")
         return found
 
     def count(self, field: str, window: int | None = None, before: Array | None = None) -> Array:
@@ -285,7 +290,7 @@ class Lookup:
             before: (n,) datetime64[us]; where this is earlier than the decision, the count ends here.
         """
         if before is None:
-            found = self._all(window)[:, self.entity.place[field]]
+            found = self._all(window)[self.entity.place[field]]
         else:
             end = self._search(np.minimum(self.bucket, _bucket(before, self.entity)))
             column = self.counts.sums[:, self.entity.place[field]]
@@ -306,21 +311,21 @@ class Lookup:
             self.count(f"y:{outcome}", window)
             if self.parent is not None:
                 self.parent.rate(outcome)
-        return self._shares(window, strength)[:, self.entity.outcomes.index(outcome)]
+        return self._shares(window, strength)[self.entity.outcomes.index(outcome)]
 
     def _shares(self, window: int | None, strength: float) -> Array:
-        """The rates of all the entity's outcomes, (n, outcomes): together they cost little more than one of them."""
+        """The rates of all the entity's outcomes, (outcomes, n): together they cost little more than one of them."""
         shares = self._rates.get((window, strength))
         if shares is None:
             outcomes = 2 * len(self.entity.outcomes)
             sums = self._all(window)
-            n, y = sums[:, 0:outcomes:2], sums[:, 1:outcomes:2]
+            n, y = sums[0:outcomes:2], sums[1:outcomes:2]
             if self.parent is None:
                 shares = np.full(n.shape, np.nan)
                 np.divide(y, n, out=shares, where=n > 0)
             else:
                 theirs = _columns(self.entity, self.parent.entity)
-                shares = (y + strength * self.parent._shares(None, STRENGTH)[:, theirs]) / (n + strength)
+                shares = (y + strength * self.parent._shares(None, STRENGTH)[theirs]) / (n + strength)
             self._rates[window, strength] = shares
         return shares
 
@@ -362,9 +367,8 @@ class History:
             entities: what to count by.
         """
         steps = {name: o.steps(as_of) for name, o in outcomes.items()}
-        lines_of = np.argsort(rows.line_parcel, kind="stable")
-        per_parcel = np.bincount(rows.line_parcel[rows.line_parcel >= 0], minlength=rows.parcels.n)
-        first_line = np.concatenate([[0], np.cumsum(per_parcel)])[:-1] + np.count_nonzero(rows.line_parcel < 0)
+        lines_of, first_line = rows.lines_of()
+        per_parcel = np.diff(first_line)
         counts: dict[str, Counts] = {}
         for entity in entities.values():
             level = rows.lines if entity.level == "line" else rows.parcels

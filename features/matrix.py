@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import pandas as pd
 
-from features.arrays import Array, match, take
+from features.arrays import Array, take
 from features.dataset import Dataset
 from features.definitions import FEATURES
 from features.feature import Feature, Theme, number, yes_no
@@ -31,7 +31,7 @@ RELATED: dict[str, tuple[str, ...]] = {
 
 
 CHUNK = 50_000
-"""Orders that are described at a time."""
+"""Parcels that are described at a time."""
 
 
 def catalogue(settings: Settings) -> dict[str, Feature]:
@@ -115,34 +115,13 @@ class FeatureSet:
 
 def values(rows: Rows, features: FeatureSet) -> Array:
     """The matrix as (n, f) float32, NaN where a value cannot be known. Rows as in `rows.parcels` or `rows.lines`."""
+    of_unit, n = (_of_parcel, rows.parcels.n) if features.unit == "parcel" else (_of_line, rows.lines.n)
+    out = np.empty((len(features.features), n), dtype=np.float32)  # turned at the end: across, writing takes far longer
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        if features.unit == "parcel":
-            out = _stack(rows.parcels, [_of_parcel(rows, f) for f in features.features])
-        else:
-            of_line = [f.level == "line" for f in features.features]
-            out = np.empty((rows.lines.n, len(of_line)), dtype=np.float32)
-            own = [_column(rows.lines, f) for f in features.features if f.level == "line"]
-            out[:, of_line] = _stack(rows.lines, own)
-            # A parcel's value holds for each of its lines.
-            shared = _stack(rows.parcels, [_column(rows.parcels, f) for f in features.features if f.level == "parcel"])
-            out[:, np.logical_not(of_line)] = _take_rows(shared, rows.line_parcel)
+        for i, feature in enumerate(features.features):
+            out[i] = of_unit(rows, feature)
     out[~np.isfinite(out)] = np.nan
-    return out
-
-
-def _stack(level: Level, columns: list[Array]) -> Array:
-    out = np.empty((level.n, len(columns)), dtype=np.float32)
-    for i, column in enumerate(columns):
-        out[:, i] = column
-    return out
-
-
-def _take_rows(matrix: Array, at: Array) -> Array:
-    if not len(matrix):
-        return np.full((len(at), matrix.shape[1]), np.nan, dtype=np.float32)
-    out = matrix[at]
-    out[at < 0] = np.nan
-    return out
+    return np.ascontiguousarray(out.T)
 
 
 def _column(level: Level, feature: Feature) -> Array:
@@ -151,6 +130,13 @@ def _column(level: Level, feature: Feature) -> Array:
     if known is None:
         known = level.memo[feature.name] = feature.compute(level)
     return known
+
+
+def _of_line(rows: Rows, feature: Feature) -> Array:
+    """One feature for every line, (n,): a parcel's value holds for each of its lines."""
+    if feature.level == "line":
+        return _column(rows.lines, feature)
+    return take(_column(rows.parcels, feature), rows.line_parcel, np.nan)
 
 
 def _of_parcel(rows: Rows, feature: Feature) -> Array:
@@ -166,26 +152,22 @@ def _of_parcel(rows: Rows, feature: Feature) -> Array:
     return whole
 
 
-def chunks(facts: Facts, orders: int = CHUNK) -> Iterator[tuple[Rows, Array, Array]]:
-    """A dataset's rows in parts of so many orders, to bound memory: a row's values do not depend on the rows beside it.
+def chunks(facts: Facts, parcels: int = CHUNK) -> Iterator[tuple[Rows, Array, Array]]:
+    """A dataset's rows in parts of so many parcels, to bound memory: a row's values do not depend on those beside it.
+
+    What was computed of a part is gone when the next one is asked for.
 
     Yields:
         The part's rows, and the positions of its parcels and lines in `facts.rows`.
     """
-    whole, tables = facts.rows, facts.tables
-    ids = tables["orders"]["order_id"]
-    of_parcel = match(whole.order_id, ids)
-    of_line = take(of_parcel, whole.line_parcel, -1)
-    for start in range(0, max(len(ids), 1), orders):
-        parcel = np.flatnonzero((of_parcel // orders == start // orders) | ((of_parcel < 0) & (start == 0)))
-        line = np.flatnonzero((of_line // orders == start // orders) | ((of_line < 0) & (start == 0)))
-        part = {"orders": {c: v[start : start + orders] for c, v in tables["orders"].items()}}
-        if "parcels" in tables:
-            real = parcel[parcel < len(tables["parcels"]["parcel_id"])]
-            part["parcels"] = {c: v[real] for c, v in tables["parcels"].items()}
-        if "order_lines" in tables:
-            part["order_lines"] = {c: v[line] for c, v in tables["order_lines"].items()}
-        yield Rows(part, facts.snapshot), parcel, line
+    order, first = facts.rows.lines_of()
+    n = facts.rows.parcels.n
+    for start in range(0, max(n, 1), parcels):
+        stop = min(start + parcels, n)
+        line = np.sort(order[first[start] if start else 0 : first[stop]])  # lines of no parcel are the first part's
+        rows = facts.rows.part(slice(start, stop), line)
+        yield rows, np.arange(start, stop), line
+        rows.forget()  # rows and levels refer to each other: left to the collector, parts would pile up
 
 
 def whole(facts: Facts, features: FeatureSet) -> Array:

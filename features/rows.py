@@ -8,6 +8,7 @@ and a year of a million parcels run through the same code, and a row's values do
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,18 +22,29 @@ if TYPE_CHECKING:
     from features.snapshot import Snapshot
 
 
+Read = Callable[[str, str], Array]
+"""From a table and a column to values, (n,)."""
+
+
 class Level:
     """Rows of one level, with their columns joined on, and history as it was known at `decided_at`.
 
     Columns are asked for by table: `level["parcels", "carrier"]`. A column that was not given is all missing.
+
+    Args:
+        name: `parcel` or `line`.
+        decided_at: (n,) datetime64[us].
+        rows: what the level belongs to.
+        get: reads a column.
+        codes: gives the stable codes of a column where they are known already.
     """
 
-    def __init__(self, name: str, n: int, decided_at: Array, get: Callable[[str, str], Array], rows: Rows) -> None:
+    def __init__(self, name: str, decided_at: Array, rows: Rows, get: Read, codes: Read | None = None) -> None:
         self.name = name
-        self.n = n
+        self.n = len(decided_at)
         self.decided_at = decided_at
         self.rows = rows
-        self._get = get
+        self._get, self._codes = get, codes
         self._columns: dict[tuple[str, str], Array] = {}
         self._hashes: dict[tuple[str, str], Array] = {}
         self._lookups: dict[Any, Any] = {}
@@ -54,7 +66,8 @@ class Level:
         """Stable codes of a text column, (n,) uint64."""
         values = self._hashes.get((table, column))
         if values is None:
-            values = self._hashes[table, column] = hash_codes(self[table, column])
+            values = hash_codes(self[table, column]) if self._codes is None else self._codes(table, column)
+            self._hashes[table, column] = values
         return values
 
     def lookup(self, entity: str) -> Lookup:
@@ -63,6 +76,11 @@ class Level:
         if found is None:
             found = self._lookups[entity] = self.rows.snapshot.history.lookup(entity, self)
         return found
+
+    def forget(self) -> None:
+        """Let go of what was computed, but for the codes of text: they take the longest to compute again."""
+        for kept in (self._columns, self._lookups, self.memo):
+            kept.clear()
 
     def local(self, times: Array) -> Array:
         """Times on the shop's wall clock."""
@@ -100,72 +118,117 @@ class Rows:
             for e in snapshot.settings.extra
             if e.known_at is not None and e.known_at not in TABLES[e.table].known_at
         }
-        orders, parcels = tables.get("orders", {}), tables.get("parcels", {})
-        lines = tables.get("order_lines", {})
+        self._tables = tables
         none: Array = np.empty(0, dtype=object)
-        order_ids = orders.get("order_id", none)
-        parcel_ids = parcels.get("parcel_id", none)
-        order_of_parcel = match(parcels.get("order_id", none), order_ids)
+
+        def given(table: str, column: str) -> Array:
+            return tables.get(table, {}).get(column, none)
+
+        order_ids, parcel_ids = given("orders", "order_id"), given("parcels", "parcel_id")
+        order_of_parcel = match(given("parcels", "order_id"), order_ids)
         without = np.ones(len(order_ids), dtype=bool)
         without[order_of_parcel[order_of_parcel >= 0]] = False
         bare = np.flatnonzero(without)  # orders that have no parcel (yet)
-        parcel_at = np.concatenate([np.arange(len(parcel_ids)), np.full(len(bare), -1)])
-        order_at = np.concatenate([order_of_parcel, bare])
-        n = len(parcel_at)
+        # The row of each parcel and line in its table; None: all of them, as they lie there.
+        self._order_at = np.concatenate([order_of_parcel, bare])
+        self._parcel_at: Array | None = None
+        self._line_at: Array | None = None
+        if len(bare):
+            self._parcel_at = np.concatenate([np.arange(len(parcel_ids)), np.full(len(bare), -1)])
+        packed, ordered = self._of_parcel("parcels", "packed_at"), self._of_parcel("orders", "ordered_at")
+        decided = np.where(np.isnat(packed), ordered, packed)
 
-        def parcel_column(table: str, column: str) -> Array:
-            if table == "parcels":
-                values, at = self._given(parcels, table, column, len(parcel_ids)), parcel_at
-                if not len(bare):
-                    return values
-            elif table == "orders":
-                values, at = self._given(orders, table, column, len(order_ids)), order_at
-            else:
-                raise KeyError(f"a parcel has no single {table}.{column}: use the level of lines")
-            return take(values, at, self.missing(table, column))
-
-        packed, ordered = parcel_column("parcels", "packed_at"), parcel_column("orders", "ordered_at")
-        self.parcels = Level("parcel", n, np.where(np.isnat(packed), ordered, packed), parcel_column, self)
-        self.parcel_id, self.order_id = parcel_column("parcels", "parcel_id"), parcel_column("orders", "order_id")
-
-        self.line_id = lines.get("line_id", none)
-        line_order = match(lines.get("order_id", none), order_ids)
         first = np.full(len(order_ids) + 1, -1, dtype=np.int64)
         # An order's first row is the one decided first, not the first in the file: which one that is must not change
         # when a later parcel of the order comes to be known. Parcels of no known order land in the last place.
-        early = np.argsort(self.parcels.decided_at, kind="stable")[::-1]
-        first[order_at[early]] = early
+        early = np.argsort(decided, kind="stable")[::-1]
+        first[self._order_at[early]] = early
         first[-1] = -1
-        self.first_of_order = first[order_at] == np.arange(n)
-        named = self._given(lines, "order_lines", "parcel_id", len(self.line_id))
-        mine, other = match(named, parcel_ids), first[line_order]
-        # A line of a parcel that is not known yet waits for it: it does not travel with the order's other parcel.
-        waits = (mine < 0) & ~absent(named) & (take(parcel_at, other, -1) >= 0)
-        self.line_parcel = np.where(mine >= 0, mine, np.where(waits, -1, other))
-        decided = take(self.parcels.decided_at, self.line_parcel, np.datetime64("NaT", "us"))
+        self.first_of_order = first[self._order_at] == np.arange(len(decided))
 
-        def line_column(table: str, column: str) -> Array:
-            if table == "order_lines":
-                return self._given(lines, table, column, len(self.line_id))
-            if table == "listings":
-                return self._listing(column)
-            return take(self.parcels[table, column], self.line_parcel, self.missing(table, column))
+        self.line_id = given("order_lines", "line_id")
+        other = first[match(given("order_lines", "order_id"), order_ids)]
+        named = tables.get("order_lines", {}).get("parcel_id")
+        if named is None:
+            self.line_parcel = other
+        else:
+            mine = match(named, parcel_ids)
+            # A line of a parcel that is not known yet waits for it: it does not travel with the order's other parcel.
+            waits = ~absent(named) & (other < len(parcel_ids))
+            self.line_parcel = np.where(mine >= 0, mine, np.where(waits, -1, other))
+        listings = tables.get("listings")
+        self._given_listings = Listings.from_columns(listings) if listings and len(listings.get("sku", none)) else None
+        self._levels(decided)
 
-        self.lines = Level("line", len(self.line_id), decided, line_column, self)
-        given = tables.get("listings")
-        self._given_listings = Listings.from_columns(given) if given and len(given.get("sku", none)) else None
+    def _levels(self, decided: Array, of_parcel: Read | None = None, of_line: Read | None = None) -> None:
+        """Start the two levels, from when each parcel was decided and the codes that are known already."""
         self._listing_at: tuple[Array, Array] | None = None
+        self.parcels = Level("parcel", decided, self, self._of_parcel, of_parcel)
+        self.parcel_id, self.order_id = self._of_parcel("parcels", "parcel_id"), self._of_parcel("orders", "order_id")
+        decided = take(decided, self.line_parcel, np.datetime64("NaT", "us"))
+        self.lines = Level("line", decided, self, self._of_line, of_line)
+
+    def part(self, parcels: slice, lines: Array) -> Rows:
+        """Some parcels and lines, nothing joined or coded anew; a row has the values it has in the whole.
+
+        Args:
+            parcels: which parcels, from one to another.
+            lines: (l,) int64, which lines: of these parcels, or of none.
+        """
+        some = copy(self)
+        some._order_at = self._order_at[parcels]
+        some._parcel_at = (np.arange(self.parcels.n) if self._parcel_at is None else self._parcel_at)[parcels]
+        some._line_at = lines if self._line_at is None else self._line_at[lines]
+        some.line_id, some.line_parcel = self.line_id[lines], self.line_parcel[lines] - parcels.start
+        some.line_parcel[some.line_parcel < 0] = -1
+        some.first_of_order = self.first_of_order[parcels]
+        some._levels(
+            self.parcels.decided_at[parcels],
+            lambda table, column: self.parcels.hash(table, column)[parcels],
+            lambda table, column: self.lines.hash(table, column)[lines],
+        )
+        return some
+
+    def lines_of(self) -> tuple[Array, Array]:
+        """Lines in the order of their parcels, those of no parcel first, and where each parcel's begin.
+
+        Returns:
+            (n_lines,) int64 and (n_parcels + 1,) int64.
+        """
+        order = np.argsort(self.line_parcel, kind="stable")
+        return order, np.searchsorted(self.line_parcel[order], np.arange(self.parcels.n + 1))
+
+    def forget(self) -> None:
+        """Let go of what was computed on both levels."""
+        self.parcels.forget()
+        self.lines.forget()
+
+    def _of_parcel(self, table: str, column: str) -> Array:
+        if table not in ("orders", "parcels"):
+            raise KeyError(f"a parcel has no single {table}.{column}: use the level of lines")
+        at = self._order_at if table == "orders" else self._parcel_at
+        return self._column(self._tables.get(table, {}), table, column, at, len(self._order_at))
+
+    def _of_line(self, table: str, column: str) -> Array:
+        if table == "order_lines":
+            return self._column(self._tables.get(table, {}), table, column, self._line_at, len(self.line_parcel))
+        if table == "listings":
+            return self._listing(column)
+        return take(self.parcels[table, column], self.line_parcel, self.missing(table, column))
+
+    def _column(self, given: Mapping[str, Array], table: str, column: str, at: Array | None, n: int) -> Array:
+        """A given column at some rows of its table (None: all of them), n in number; -1 is a row that is not there."""
+        values = given.get(column)
+        if values is None:
+            return np.full(n, self.missing(table, column), dtype=DTYPE[self._kind(table, column)])
+        return values if at is None else take(values, at, self.missing(table, column))
+
+    def _kind(self, table: str, column: str) -> str:
+        return self.kinds.get((table, column), "time")  # only an extra's known_at has no kind of its own
 
     def missing(self, table: str, column: str) -> Any:
         """What stands for a missing value of the column."""
-        return MISSING[self.kinds.get((table, column), "time")]  # only an extra's known_at has no kind of its own
-
-    def _given(self, given: Mapping[str, Array], table: str, column: str, n: int) -> Array:
-        values = given.get(column)
-        if values is None:
-            missing = self.missing(table, column)
-            return np.full(n, missing, dtype=DTYPE[self.kinds.get((table, column), "time")])
-        return values
+        return MISSING[self._kind(table, column)]
 
     @property
     def listed(self) -> Array:
@@ -184,13 +247,11 @@ class Rows:
 
     def _listing(self, column: str) -> Array:
         """A listing's column as it read before each line's decision; the snapshot's word goes before the request's."""
-        known = self.snapshot.listings
         at, given_at = self._listings()
-        missing = self.missing("listings", column)
-        values = take(self._given(known.columns, "listings", column, known.n), at, missing)
+        values = self._column(self.snapshot.listings.columns, "listings", column, at, len(at))
         if self._given_listings is not None:
-            other = self._given(self._given_listings.columns, "listings", column, self._given_listings.n)
-            values = np.where(at < 0, take(other, given_at, missing), values)
+            other = self._column(self._given_listings.columns, "listings", column, given_at, len(at))
+            values = np.where(at < 0, other, values)
         return values
 
     def per_parcel(self, values: Array, how: str) -> Array:

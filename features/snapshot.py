@@ -146,11 +146,14 @@ class Facts:
         tables = columns(dataset.tables)
         end = moment_of(dataset.settings, tables) if as_of is None else moment(as_of)
         tables = known_before(tables, end)
-        bare = Rows(tables, Snapshot.empty(dataset.settings, end, tables))
-        happened = outcomes(tables, bare, dataset.settings)
-        history = History.build(bare, happened, end, bare.snapshot.history.entities)
-        snapshot = Snapshot(end, dataset.settings, history, bare.snapshot.listings, _codes(tables, dataset.settings))
-        return Facts(tables, Rows(tables, snapshot), happened, snapshot)
+        # The listings of the dataset are the snapshot's: they need not be given as well.
+        rows = Rows({n: t for n, t in tables.items() if n != "listings"}, Snapshot.empty(dataset.settings, end, tables))
+        happened = outcomes(tables, rows, dataset.settings)
+        history = History.build(rows, happened, end, rows.snapshot.history.entities)
+        codes = _codes(tables, dataset.settings)
+        rows.snapshot = Snapshot(end, dataset.settings, history, rows.snapshot.listings, codes)
+        rows.forget()
+        return Facts(tables, rows, happened, rows.snapshot)
 
 
 def on_clock(time: str | pd.Timestamp, timezone: str) -> np.datetime64:

@@ -1,7 +1,9 @@
 """The matrix: exact columns and types, whatever tables there are, in whatever parts it is computed."""
 
 import dataclasses
+import gc
 import re
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -110,21 +112,37 @@ def test_no_rows_at_all_make_an_empty_matrix() -> None:
         assert values(Rows({}, snapshot), features).shape == (0, len(features.features))
 
 
-@pytest.mark.parametrize("orders", [5, 1000])
-def test_in_parts_every_row_has_the_values_it_has_in_the_whole(orders: int) -> None:
-    facts = Facts.of(shop(2))
+@pytest.mark.parametrize("parcels", [5, 1000])
+def test_in_parts_every_row_has_the_values_it_has_in_the_whole(parcels: int) -> None:
+    dataset = shop(2)
+    some = dataset.tables["parcels"].iloc[::2].reset_index(drop=True)
+    facts = Facts.of(Dataset(dataset.settings, {**dataset.tables, "parcels": some}))
+    assert None in facts.rows.parcel_id and -1 in facts.rows.line_parcel  # orders without parcel, lines of none
     for unit in ("parcel", "line"):
         features = everything(unit, facts.snapshot.settings)
         expected = values(facts.rows, features)
         found = np.full_like(expected, -1.0)
         seen = np.zeros(len(expected), dtype=int)
-        for rows, parcel, line in chunks(facts, orders):
+        for rows, parcel, line in chunks(facts, parcels):
             at = parcel if unit == "parcel" else line
             found[at] = values(rows, features)
             seen[at] += 1
         assert (seen == 1).all()
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(whole(facts, features), expected)
+
+
+def test_what_was_computed_of_a_part_is_gone_when_the_next_one_is_asked_for() -> None:
+    parts = chunks(Facts.of(shop(2)), 20)
+    gc.disable()
+    try:
+        rows, _, _ = next(parts)
+        computed = [weakref.ref(rows.parcels["orders", "order_value"]), weakref.ref(rows.lines.lookup("sku"))]
+        assert all(kept() is not None for kept in computed)
+        next(parts)
+        assert all(kept() is None for kept in computed)
+    finally:
+        gc.enable()
 
 
 def test_no_value_depends_on_which_features_were_computed_before() -> None:
