@@ -55,7 +55,7 @@ def match(needles: Array, haystack: Array) -> Array:
     Returns:
         (n,) int64.
     """
-    if len(haystack) <= SMALL:
+    if len(haystack) + len(needles) <= SMALL:
         place: dict[Any, int] = {}
         for i, key in enumerate(haystack):
             place.setdefault(key, i)

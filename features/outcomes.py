@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 NAT = np.datetime64("NaT", "us")
 
+FINAL = ("delivered", "lost", "refused", "returned_to_sender")
+TELLING = (*FINAL, "handed_over", "handover_failed", "attempt_failed", "damaged")
+"""The kinds of events that an outcome is told by; all others are on the way."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -100,21 +104,19 @@ def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Se
     events = tables.get("events", {})
     n = rows.parcels.n
     decided = np.where(absent(rows.parcel_id), NAT, rows.parcels.decided_at)
-    at = match(events.get("parcel_id", np.empty(0, dtype=object)), rows.parcel_id)
-    ok = at >= 0
-    unit = at[ok]
-    kind = events["kind"][ok] if len(unit) else np.empty(0, dtype=object)
-    happened = events["happened_at"][ok] if len(unit) else np.empty(0, dtype="datetime64[us]")
-    known = events["known_at"][ok] if len(unit) and "known_at" in events else np.full(len(unit), NAT)
+    none: Array = np.empty(0, dtype=object)
+    kind = match(events.get("kind", none), np.array(TELLING, dtype=object))
+    tells = np.flatnonzero(kind >= 0)
+    unit = match(events.get("parcel_id", none)[tells], rows.parcel_id)
+    tells, unit = tells[unit >= 0], unit[unit >= 0]
+    happened = events["happened_at"][tells] if len(tells) else np.empty(0, dtype="datetime64[us]")
+    known = events["known_at"][tells] if len(tells) and "known_at" in events else np.full(len(tells), NAT)
     known = np.where(np.isnat(known), happened, known)
     order = np.lexsort((happened, known, unit))
-    unit, kind, happened, known = unit[order], kind[order], happened[order], known[order]
+    unit, kind, happened, known = unit[order], kind[tells[order]], happened[order], known[order]
 
     def of(*kinds: str) -> Array:
-        mask = np.zeros(len(kind), dtype=bool)
-        for k in kinds:
-            mask |= kind == k
-        return mask
+        return np.isin(kind, [TELLING.index(k) for k in kinds])
 
     def first(mask: Array, values: Array) -> Array:
         """Value of the earliest known fact of each unit, NaT without one."""
@@ -133,10 +135,10 @@ def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Se
         return unit[mask], known[mask], chosen
 
     # The kind of the latest happening known so far decides whether a parcel is undelivered.
-    final = of("delivered", "lost", "refused", "returned_to_sender")
+    final = of(*FINAL)
     f_unit, f_known, f_happened = unit[final], known[final], happened[final]
     seen = _running_latest(f_unit, f_happened)
-    f_value = (kind[final] != "delivered").astype(np.int8)[seen]
+    f_value = (~delivered[final]).astype(np.int8)[seen]
 
     handed, cutoff = first(of("handed_over"), happened), rows.parcels["parcels", "pickup_cutoff_at"]
     handed_known = first(of("handed_over"), known)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.arrays import Array
+from features.arrays import Array, match
 from features.contracts import TABLES
 from features.feature import Theme, one_of, percent, unit, yes_no
 from features.rows import Level
@@ -12,7 +12,6 @@ from features.rows import Level
 feature = Theme("packing")
 
 GRADES = TABLES["parcels"]["label_grade"].codes
-GRADE = {name: float(value) for value, name in enumerate(GRADES)}
 
 
 @feature("Protection level", lever=True, signs={"damaged": -1})
@@ -30,8 +29,8 @@ def void_fill_ratio(rows: Level) -> Array:
 @feature("Label grade", lever=True, show=one_of(*GRADES), signs={"undelivered": 1, "late": 1})
 def label_grade(rows: Level) -> Array:
     """Print quality of the label: A 0 to F 4."""
-    grade = rows["parcels", "label_grade"]
-    return np.fromiter((GRADE.get(g, np.nan) for g in grade), dtype=np.float64, count=rows.n)
+    grade = match(rows["parcels", "label_grade"], np.array(GRADES, dtype=object))
+    return np.where(grade < 0, np.nan, grade)
 
 
 @feature("Documents complete", lever=True, show=yes_no, signs={"late": -1, "undelivered": -1})
