@@ -129,7 +129,11 @@ class Dataset:
             DatasetError: with everything that is wrong with the folder, the files, the columns and the values that
                 cannot be read. What is wrong between rows and tables is for `training.check`.
         """
-        return read(path).dataset()
+        import pyarrow as pa
+
+        dataset = read(path).dataset()
+        pa.default_memory_pool().release_unused()  # Arrow would keep what it read with for another reading
+        return dataset
 
     @classmethod
     def from_frames(cls, frames: Mapping[str, pd.DataFrame], settings: Settings | None = None) -> Dataset:
