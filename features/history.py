@@ -185,42 +185,27 @@ class Counts:
             key: (n,) uint64 key of each row; changes of rows with key 0 (unknown) are left out.
             changes: what to add.
         """
-        place, found = pd.factorize(key)
-        order = np.argsort(found)
-        keys = found[order]
-        rank = np.empty(len(found), dtype=np.int64)
-        rank[order] = np.arange(len(found))
-        place = np.where(key != 0, rank[place] if len(found) else place, -1)
-        parts = [(c, at) for c in changes for at in (place[c.row],)]
-        slots = [np.where(at >= 0, (at << _SHIFT) | c.bucket, -1) for c, at in parts]
-        order, slot = _number(slots)
+        place, keys = pd.factorize(key, sort=True)
+        place[key == 0] = -1
+        slots, chosen = [], []
+        for c in changes:
+            at = place[c.row]
+            known = at >= 0
+            slots.append((at[known] << _SHIFT) | c.bucket[known])
+            chosen.append(known)
+        slot, order = pd.factorize(np.concatenate(slots), sort=True)
         sums = np.zeros((len(order) + 1, len(entity.fields)), dtype=np.int32)
-        start = 0
-        for (c, _), given in zip(parts, slots, strict=True):
-            mine = slot[start : start + len(given)]
-            start += len(given)
-            known = mine >= 0
+        ends = np.cumsum([len(s) for s in slots])[:-1]
+        for c, known, mine in zip(changes, chosen, np.split(slot, ends), strict=True):
             for field, change in c.fields.items():
-                added = np.bincount(mine[known], weights=change[known], minlength=len(order))
-                sums[1:, entity.fields.index(field)] += added.astype(np.int32)
+                added = np.bincount(mine, weights=change[known], minlength=len(order))
+                sums[1:, entity.place[field]] += added.astype(np.int32)
         np.cumsum(sums, axis=0, out=sums)
         return Counts(keys, order, sums)
 
     def table(self) -> tuple[Array, Array, Array]:
         """The rows as (r,) key, (r,) bucket, (r, f) counts: what is added when tables are merged."""
         return self.keys[self.order >> _SHIFT], self.order & ((1 << _SHIFT) - 1), np.diff(self.sums, axis=0)
-
-
-def _number(slots: Sequence[Array]) -> tuple[Array, Array]:
-    """The distinct slots, ascending, and the number of each given slot in them; -1 stays -1."""
-    given = np.concatenate(slots)
-    codes, found = pd.factorize(given)
-    order = np.argsort(found)
-    rank = np.empty(len(found), dtype=np.int64)
-    rank[order] = np.arange(len(found))
-    distinct = found[order]
-    unknown = bool(len(distinct)) and distinct[0] < 0
-    return (distinct[1:] if unknown else distinct), rank[codes] - unknown
 
 
 class Lookup:
