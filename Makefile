@@ -14,10 +14,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check serve bench clean
+.PHONY: help install demo test lint check serve bench world-picture clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.12 chooses the interpreter, ARGS="..." is passed on: make test ARGS="-k snapshot"'
 
@@ -52,6 +52,10 @@ bench: $(STAMP)  ## the speed and truth benchmarks, each one command of benchmar
 	done; \
 	$(BIN)/python -m pytest -m slow || failed="$$failed slow-tests"; \
 	if [ -n "$$failed" ]; then echo "not reached:$$failed" >&2; exit 1; fi
+
+world-picture: $(STAMP)  ## draw the simulated shop, its tables beside its truth, into docs/world (half a minute)
+	@$(BIN)/python -m training.world.picture $(ARGS)
+	@$(BIN)/python -m training.docs
 
 clean:  ## remove .venv, caches and what demo and bench made; never runs/, deploy/ or the model registry
 	rm -rf $(VENV) build dist demo benchmarks/out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

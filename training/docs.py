@@ -6,11 +6,12 @@ rewritten by `python -m training.docs`. A test fails where it is not what the co
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from features.contracts import KINDS, ORDERED_TIMES, TABLES, Column
 from features.settings import KEYS
@@ -177,6 +178,160 @@ def variables(_: str = "") -> str:
     return _table(("variable", "stands for", "what it is"), rows)
 
 
+def world_owners(_: str = "") -> str:
+    """Which team owns which causes of the simulated shop, and how many points of each risk they make."""
+    from training.world import OWNERS
+
+    points = world("teams")
+    rows = []
+    for team in TEAMS:
+        own = ", ".join(name.replace("_", " ") for name, owner in OWNERS.items() if owner == team)
+        rows.append((f"`{team}`", own, *(f"{100 * points[team][target]:.1f}" for target in TARGETS)))
+    return _table(("team", "causes it owns", *(f"`{target}`" for target in TARGETS)), rows)
+
+
+def world_fault_kinds(_: str = "") -> str:
+    """The ways in which a simulated shop can go wrong."""
+    from training.world import FAULT_KINDS
+
+    rows = []
+    for name, kind in FAULT_KINDS.items():
+        worse, placed = (", ".join(f"`{x}`" for x in names) for names in (kind.targets, kind.columns))
+        rows.append((f"`{name}`", f"`{kind.team}`", worse, kind.unit, placed))
+    return _table(("kind", "team", "makes worse", "`effect` is in", "placed by"), rows)
+
+
+def world_scenarios(_: str = "") -> str:
+    """The simulated shops that are shipped."""
+    from training.world import shipped
+
+    return _table(("scenario", "what is special about it"), [(f"`{s.name}`", s.words) for s in shipped().values()])
+
+
+def world(part: str) -> Any:
+    """A part of the figures of the simulated shop, as `python -m training.world.picture` has written them."""
+    return json.loads((FOLDER / "world" / "figures.json").read_text(encoding="utf-8"))[part]
+
+
+def world_figures(part: str) -> str:
+    """The figures behind a plot of the simulated shop."""
+    return {
+        "made": _world_made,
+        "rates": _world_rates,
+        "returns": _world_returns,
+        "packaging": _world_packaging,
+        "carriers": _world_carriers,
+        "reasons": _world_reasons,
+        "faults": _world_faults,
+    }[part]()
+
+
+def _share(share: float | None) -> str:
+    """A share as percent, to what matters of it."""
+    return "" if share is None else f"{100 * share:.{1 if share >= 0.1 else 2}f} %"
+
+
+def _seen(rate: Mapping[str, float]) -> str:
+    """A share as counted, with its interval."""
+    if not rate["rows"]:
+        return ""
+    digits = 1 if rate["seen"] >= 0.1 else 2
+    return f"{_share(rate['seen'])} [{100 * rate['low']:.{digits}f}, {100 * rate['high']:.{digits}f}]"
+
+
+def _world_made() -> str:
+    made = world("made")
+    scenario = "" if made["scenario"] == "plain" else f" --scenario {made['scenario']}"
+    command = f"python -m training.world.picture --parcels {made['parcels']} --seed {made['seed']}{scenario}"
+    return f"```sh\n{command}     # make world-picture\n```"
+
+
+def _world_rates() -> str:
+    rows = []
+    for name, r in world("rates").items():
+        low, high = (f"{100 * share:.0f}" for share in r["range"])
+        wanted = f"{low} to {high} %" + (" by category" if name == "returned" else "")
+        unit = TARGETS[name].unit
+        rows.append(
+            (f"`{name}`", wanted, _seen(r), _share(r["true"]), f"{r['rows']:,} {unit}s", f"{r['reachable_auc']:.3f}")
+        )
+    head = ("target", "should lie in", "in the tables", "true", "could be judged", "AUC of who knows the truth")
+    return _table(head, rows)
+
+
+def _world_returns() -> str:
+    found = world("returns")
+    reasons = list(next(iter(found.values()))["reasons"])
+    rows = [
+        (name, f"{r['rows']:,}", _seen(r), _share(r["true"]), *(_share(r["reasons"][reason]) for reason in reasons))
+        for name, r in found.items()
+    ]
+    head = ("category", "lines", "in the tables", "true", *(f"for `{reason}`" for reason in reasons))
+    return _table(head, rows)
+
+
+def _world_packaging() -> str:
+    own = world("packaging")
+    rows = [
+        (f"`{name}`", f"{r['rows']:,}", _seen(r), _share(r["true"]), _share(r["had"]))
+        for name, r in own["packages"].items()
+    ]
+    whole = world("rates")["damaged"]
+    rows.append(("as they were", f"{whole['rows']:,}", _seen(whole), _share(whole["true"]), ""))
+    rows.append(("each in the next stronger one", "", "", "", _share(own["one_stronger"])))
+    head = ("package", "parcels packed in it", "damaged, in the tables", "true", "had all parcels been packed in it")
+    return _table(head, rows)
+
+
+def _world_carriers() -> str:
+    rows = [
+        (f"`{target}`", name, f"{r['rows']:,}", _seen(r), *(_share(r[key]) for key in ("true", "took", "had")))
+        for target, found in world("carriers").items()
+        for name, r in found["carriers"].items()
+    ]
+    head = ("target", "carrier", "parcels it took", "in the tables", "true")
+    return _table((*head, "true, of those anybody could take", "had it taken all of those"), rows)
+
+
+def _world_reasons() -> str:
+    own, delays = world("reasons"), world("delays")["by_reason"]
+    rows = []
+    for reason, stated in own["stated"].items():
+        days = delays.get(reason)
+        median, after = (f"{days['quantiles'][2]:.1f}", _share(days["after"])) if days else ("", "")
+        returns = f"{own['returns'][reason]:,}"
+        rows.append((f"`{reason}`", returns, _share(stated[reason]), _share(stated["nothing"]), median, after))
+    head = (
+        "true reason",
+        "returns",
+        "stated truly",
+        "nothing stated",
+        "days to the request, median",
+        "after the window",
+    )
+    return _table(head, rows)
+
+
+def _world_faults() -> str:
+    rows = []
+    for name, f in world("faults").items():
+        here, elsewhere = f["here"], f["elsewhere"]
+        where = ", ".join(f"{column} {value}" for column, value in f["where"].items())
+        rows.append(
+            (
+                f"`{name}`: {f['words']}",
+                f"`{f['team']}`",
+                f"{where}, since {f['since']}",
+                f"`{f['target']}`, {here['after']['rows']:,} {f['unit']}s",
+                f"{_share(here['before']['seen'])}, then {_seen(here['after'])}",
+                f"{_share(here['after']['true'])}, not {_share(here['after']['had'])}",
+                f"{_share(elsewhere['before']['seen'])}, then {_share(elsewhere['after']['seen'])}",
+            )
+        )
+    head = ("what went wrong", "team", "where", "shows in", "in the tables", "true, and had it not been", "elsewhere")
+    return _table(head, rows)
+
+
 GENERATORS: dict[str, Callable[[str], str]] = {
     "columns": columns,
     "kinds": kinds,
@@ -190,6 +345,10 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "feature-count": feature_count,
     "command": command,
     "variables": variables,
+    "world-owners": world_owners,
+    "world-fault-kinds": world_fault_kinds,
+    "world-scenarios": world_scenarios,
+    "world-figures": world_figures,
 }
 """What a marker may name."""
 

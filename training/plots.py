@@ -1,4 +1,4 @@
-"""Pictures for the tracking server and the model card, as PNG bytes.
+"""Pictures for the tracking server and the model card, as PNG bytes, and the style that all pictures share.
 
 matplotlib and shap are imported when a picture is drawn, and the caller's matplotlib backend is left as it was.
 """
@@ -17,12 +17,14 @@ from training.evaluate import reliability
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["calibration_plot", "shap_plot"]
+__all__ = ["INK", "MODEL", "SOFT", "calibration_plot", "shap_plot", "svg", "tidy", "title"]
 
-_INK, _MODEL, _SOFT = "#333333", "#1f5fa8", "#b9cbe0"
+INK, MODEL, SOFT = "#333333", "#1f5fa8", "#b9cbe0"
+"""Text and outlines; what a picture is about; what stands behind it."""
 _DPI = 120
 
 
@@ -71,14 +73,14 @@ def calibration_plot(
             table["observed"],
             yerr=reach,
             fmt="o-",
-            color=_MODEL,
-            ecolor=_SOFT,
+            color=MODEL,
+            ecolor=SOFT,
             elinewidth=3,
             linewidth=1,
             markersize=5,
             label=f"{len(table)} equal-count bins, 95 % intervals",
         )
-        bottom.hist(p, bins=np.linspace(0, edge, 41), color=_SOFT, edgecolor="white", linewidth=0.4)
+        bottom.hist(p, bins=np.linspace(0, edge, 41), color=SOFT, edgecolor="white", linewidth=0.4)
         beyond = int((p > edge).sum())
         if beyond:
             bottom.annotate(
@@ -94,15 +96,12 @@ def calibration_plot(
         axis.set_major_formatter(PercentFormatter(1.0, decimals=1 if edge < 0.08 else 0))
     positives = int(np.asarray(label, dtype=np.int64).sum()) if len(table) else 0
     top.set_title(
-        _title(f"{target}: predicted against observed", f"{len(p):,} {unit}s, {positives:,} positive", simulated),
+        title(f"{target}: predicted against observed", f"{len(p):,} {unit}s, {positives:,} positive", simulated),
         fontsize=11,
-        color=_INK,
+        color=INK,
         loc="left",
     )
-    for axes in (top, bottom):
-        axes.grid(color="#eeeeee", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+    tidy(top, bottom)
     return _png(figure)
 
 
@@ -155,14 +154,33 @@ def shap_plot(
             axes = figure.axes[0]
             axes.set_xlabel("contribution to the log-odds (to the right: more risk)", fontsize=11)
             count = f"{len(values):,} {unit}s of the holdout"
-            axes.set_title(_title(f"{target}: risk drivers of the model", count, simulated), fontsize=11, loc="left")
+            axes.set_title(title(f"{target}: risk drivers of the model", count, simulated), fontsize=11, loc="left")
             return _png(figure, tight=True)
         finally:
             plt.close(figure)
 
 
-def _title(what: str, rows: str, simulated: bool) -> str:
+def title(what: str, rows: str, simulated: bool) -> str:
+    """What is seen, and on the second line of how much; never without a word where the data are simulated."""
     return f"{what}\n{rows}{' · simulated data' if simulated else ''}"
+
+
+def tidy(*several: Axes) -> None:
+    """A soft grid behind the data, and no box around it."""
+    for axes in several:
+        axes.grid(color="#eeeeee", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG, letters as outlines so that it looks alike everywhere; the same bytes for the same figure."""
+    import matplotlib
+
+    out = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "doorstep", "svg.fonttype": "path"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
 
 
 def _png(figure: Figure, *, tight: bool = False) -> bytes:

@@ -23,6 +23,7 @@ import click
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from pydantic import TypeAdapter
 
 from features.definitions import FEATURES
@@ -37,7 +38,7 @@ from training.docs import commands, fill
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
-GUIDES = {name: DOCS / f"{name}.md" for name in ("packing-station", "product-team", "data-scientist", "api")}
+GUIDES = {name: DOCS / f"{name}.md" for name in ("packing-station", "product-team", "data-scientist", "api", "world")}
 FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*?) -->\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
 )
@@ -160,7 +161,7 @@ def test_every_command_line_can_be_typed(where: str, words: list[str]) -> None:
     if program == "doorstep":
         parse(rest)
     elif program == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert [w for w in rest if "=" not in w and w not in targets] == []
     elif program.startswith("python") and rest[0] == "-m":
         assert importlib.util.find_spec(rest[1]) is not None
@@ -338,6 +339,37 @@ def test_results_are_read_and_compared_as_the_guide_says(
     run(only("data-scientist", "python: compare"))
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 5 and all("'better'" in line for line in said)  # than a coin
+
+
+def test_a_shop_of_ones_own_is_made_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mark = next(b.mark for b in BLOCKS if b.page == GUIDES["world"] and b.mark.startswith("scenario: "))
+    file = mark.removeprefix("scenario: ")
+    Path(file).write_text(only("world", mark), encoding="utf-8")
+    (line,) = [words for _, words in LINES if words[:2] == ["doorstep", "world"] and file in words]
+    made = CliRunner().invoke(main, [*line[1:-1], "5000"], catch_exceptions=False)
+    assert made.exit_code == 0, made.output
+    shop = Path(line[2])
+    (fault,) = json.loads((shop / "truth" / "faults.json").read_text())
+    assert (fault["name"], fault["team"]) == ("no_bell", "carrier")
+    skipped = pd.read_parquet(shop / "truth" / "parcels.parquet").set_index("parcel_id").driver_skipped
+    parcels = pd.read_parquet(shop / "parcels.parquet").set_index("parcel_id")
+    orders = pd.read_parquet(shop / "orders.parquet").set_index("order_id")
+    place = (parcels.carrier == "alba") & (orders.destination_region[parcels.order_id] == "DE-BY").to_numpy()
+    after = parcels.packed_at >= pd.Timestamp("2025-09-01", tz="Europe/Berlin")
+    assert skipped[place & after].mean() > 0.2 > 0.02 > skipped[place & ~after].mean()
+
+
+def test_the_oracle_is_asked_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(main, ["world", "shop", "--parcels", "2000"], catch_exceptions=False)
+    names = run(only("world", "python: oracle"))
+    assert (names["took"]["corvus"] > names["took"]["alba"]).mean() > 0.5
+    assert "log_loss" in capsys.readouterr().out
+    told = GUIDES["world"].read_text(encoding="utf-8")
+    assert {f"`{p.name}`" for p in (tmp_path / "shop" / "truth").iterdir()} == set(
+        re.findall(r"^\| (`[a-z]+\.(?:parquet|json|toml)`) \|", told, re.M)
+    )
 
 
 FEATURE = "python: feature features/definitions/carrier.py"

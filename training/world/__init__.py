@@ -13,11 +13,24 @@ probabilities are in the folder `truth` and in `training.world.oracle`, which no
     truth      the truth as files
     faults     what in the tables meets a planted fault
     oracle     the truth, and what would have been
+    figures    a shop in numbers, its tables beside its truth; picture draws them
 """
 
+from training.world.equations import OWNERS
 from training.world.faults import meeting
-from training.world.scenario import PLANTED_FAULTS, Fault, Scenario
+from training.world.scenario import FAULT_KINDS, PLANTED_FAULTS, Fault, Scenario
 from training.world.scenarios import scenario, shipped, to_toml
 from training.world.tables import generate
 
-__all__ = ["PLANTED_FAULTS", "Fault", "Scenario", "generate", "meeting", "scenario", "shipped", "to_toml"]
+__all__ = [
+    "FAULT_KINDS",
+    "OWNERS",
+    "PLANTED_FAULTS",
+    "Fault",
+    "Scenario",
+    "generate",
+    "meeting",
+    "scenario",
+    "shipped",
+    "to_toml",
+]
