@@ -4,11 +4,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from training.demo import MARKER, DemoError, in_words, prepare, where_next
+from features import Dataset
+from training.demo import MARKER, SCORES, DemoError, Traced, fault_in_words, in_words, prepare, trace, where_next
+from training.world import PLANTED_FAULTS, meeting
 
 TEAMS = ("packing", "fulfilment", "carrier", "listing", "customer", "order")
 
@@ -93,6 +98,83 @@ def test_where_to_look_next_names_guides_that_exist() -> None:
     assert guides and all((root / guide).is_file() for guide in guides)
 
 
+PRINTER = next(f for f in PLANTED_FAULTS if f.kind == "printer")
+TRACED = Traced(
+    PRINTER, 5, (400, 3600), (0.16, 0.07), (0.2, 0.08), {**dict.fromkeys(TEAMS, 0.01), "packing": 0.05}, (300, 0.1)
+)
+
+
+def test_a_planted_fault_is_told_with_what_the_models_say_of_it() -> None:
+    said = fault_in_words(TRACED)
+    assert f"    {PRINTER.words}" in said
+    assert "    where: node leipzig, shift late; since 2025-04-07; whose: packing" in said
+    assert "arrives late, in the holdout  parcels  predicted  came true" in said
+    assert "  those that meet it              400     16.0 %     20.0 %" in said
+    assert "  all others                    3,600      7.0 %      8.0 %" in said
+    assert "Usual there, before it began: 10.0 % of 300 parcels." in said
+    assert said[-1] == (
+        "FOUND: of the 10.0 points above the usual the model expects 6.0; "
+        "its explanations point to packing, whose it is."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"predicted": (0.13, 0.07)}, "FOUND IN PART: of the 10.0 points above the usual the model expects 3.0;"),
+        ({"predicted": (0.09, 0.07)}, "NOT FOUND: of the 10.0 points above the usual the model expects 0.0."),
+        ({"teams": {**TRACED.teams, "carrier": 0.06}}, "its explanations point to carrier; the fault is packing's."),
+        ({"before": (7, 0.0)}, "FOUND: of the 12.0 points above the usual the model expects 8.0;"),
+    ],
+)
+def test_a_fault_that_was_not_found_is_not_said_to_be(changed: dict, says: str) -> None:
+    said = fault_in_words(replace(TRACED, **changed))
+    assert says in said[-1]
+    if "before" in changed:
+        assert said[-2] == "Too few were there before it began; usual is what the others had, 8.0 %."
+
+
+@pytest.fixture
+def shown(tmp_path: Path, world_dataset: Path) -> Path:
+    """A demo's folder after the scoring, with models that say the same of everything and labels as told below."""
+    (tmp_path / "shop").symlink_to(world_dataset)
+    (tmp_path / "runs/shop").mkdir(parents=True)
+    return tmp_path
+
+
+def told(folder: Path, **labels: pd.Series) -> None:
+    """Write the holdout and the scores: labels by target, indexed by unit."""
+    rows = [pd.DataFrame({"target": t, "unit_id": y.index, "label": y.to_numpy()}) for t, y in labels.items()]
+    holdout = pd.concat(rows, ignore_index=True).assign(probability=0.1)
+    holdout.to_parquet(folder / "runs/shop/holdout.parquet")
+    holdout.assign(**{f"team_{team}": 0.0 for team in TEAMS}).to_parquet(folder / SCORES)
+
+
+def test_the_fault_that_did_most_harm_is_told_whatever_the_models_say(shown: Path) -> None:
+    shop = Dataset.open(shown / "shop")
+    parcels, met = shop.tables["parcels"]["parcel_id"], meeting(PRINTER, shop.tables)
+    late = pd.Series(np.where(parcels.isin(met), 1, 0), index=parcels)
+    told(shown, late=late, damaged=pd.Series(0, index=parcels))
+    found = trace(shown)
+    assert found is not None
+    assert (found.fault, found.of, found.rows) == (PRINTER, 5, (len(met), len(parcels) - len(met)))
+    assert (found.observed, found.predicted) == ((1.0, 0.0), pytest.approx((0.1, 0.1)))
+    assert found.before[0] > 100 and 0.02 < found.before[1] < 0.2  # what the tables say, not the holdout
+    assert fault_in_words(found)[-1].startswith("NOT FOUND")
+    assert fault_in_words(found)[-1].endswith("its explanations point to nobody; the fault is packing's.")
+
+
+def test_where_no_fault_shows_none_is_told(shown: Path) -> None:
+    parcels = Dataset.open(shown / "shop").tables["parcels"]["parcel_id"]
+    told(shown, failed_attempt=pd.Series(1, index=parcels))  # the target of no fault
+    assert trace(shown) is None
+    told(shown, late=pd.Series(0, index=parcels))
+    assert trace(shown) is None
+    assert fault_in_words(None) == [
+        "None of the planted faults (shop/truth/faults.json) shows in this holdout: make a larger shop."
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_demo_twice(tmp_path: Path) -> None:
@@ -102,3 +184,4 @@ def test_the_whole_demo_twice(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert re.search(r"^[A-Z].*: \d+\.\d %, .* the usual \d+\.\d %\.$", done.stdout, re.MULTILINE)
         assert "SIMULATED" in done.stdout and "base_rate" in done.stdout
+        assert re.search(r"^(NOT FOUND|FOUND|FOUND IN PART): of the|^None of the planted", done.stdout, re.MULTILINE)

@@ -2,7 +2,8 @@
 
 It runs the same commands a user would, each shown before it runs, on a simulated shop in a folder of its own: tables,
 check, training, promotion, snapshot, service. Then it asks the running service about one parcel of the holdout and says
-the answer in words, taking every figure and every sentence from the answer alone.
+the answer in words, taking every figure and every sentence from the answer alone. Last it opens the shop's truth, which
+no command has read, and says of one planted fault whether the models have found it.
 """
 
 from __future__ import annotations
@@ -19,28 +20,37 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from features.vocabulary import TARGETS
-from training.report import table
+from features.vocabulary import TARGETS, TEAMS
+from training.report import columns, table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from training.world import Fault
 
 MARKER = ".doorstep-demo"
 """Marks a folder that the next demo may replace."""
 REGISTRY = "sqlite:///mlflow/mlflow.db"
 BUNDLE, SNAPSHOT = "deploy/bundle", "deploy/snapshot"
 """Where the commands publish by themselves, in the folder."""
+SCORES = "scores.parquet"
 START_SECONDS = 120
 """How long the service may take until it answers, before the demo gives up."""
 NOTEWORTHY = 1.25
 """Risks at least this many times the usual are explained; the others get one line."""
 NAMED = 3
 """Drivers and teams that are named per risk."""
+ENOUGH = 0.5
+"""A fault is found if the model expects at least this share of what it makes worse."""
+ENOUGH_ROWS = 50
+"""Units that tell what was usual before a fault."""
 WORTH_A_WORD = 0.05
 """Drivers and teams are named from this share of the rise above the usual on."""
 
@@ -81,6 +91,10 @@ def show(folder: Path, parcels: int, seed: int) -> None:
     step("Make it the champion, and publish it where services look")
     click.echo(doorstep(folder, "promote"))
 
+    step("Score what no model has learned from, with reasons, as a whole team would read it")
+    holdout_from = json.loads((folder / "runs/shop/metrics.json").read_text())["holdout_from"]
+    doorstep(folder, "score", "shop", "--decided-from", f"{holdout_from[:16]}Z", "--out", SCORES)
+
     parcel = riskiest(folder)
     request = request_of(folder, parcel)
     step(f"What the shop knew when parcel {parcel['parcel_id']} lay on the packing table, before its outcome")
@@ -101,6 +115,8 @@ def show(folder: Path, parcels: int, seed: int) -> None:
     click.echo("\n".join(in_words(answer, request)))
     heading("The models beside their baselines (simulated shop)")
     click.echo(table(json.loads((folder / "runs/shop/metrics.json").read_text())))
+    heading("One fault that was planted in this shop, and whether the models have found it")
+    click.echo("\n".join(fault_in_words(trace(folder))))
     heading("Where to look next")
     click.echo("\n".join(where_next(folder)))
 
@@ -330,6 +346,140 @@ def _risk_in_words(words: str, risk: Mapping[str, Any]) -> list[str]:
     return out
 
 
+# ---- the planted fault
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A planted fault, and what became of the holdout where it is and where it is not.
+
+    Attributes:
+        fault: what was planted.
+        of: how many were.
+        rows: units that meet it, and that do not.
+        predicted: mean probability of the fault's first target, of both.
+        observed: share of it that came true, of both.
+        teams: by how many points of risk each team's share is higher where the fault is.
+        before: units of the whole shop that were there before it began, and the share of them that came true.
+    """
+
+    fault: Fault
+    of: int
+    rows: tuple[int, int]
+    predicted: tuple[float, float]
+    observed: tuple[float, float]
+    teams: Mapping[str, float]
+    before: tuple[int, float]
+
+    @property
+    def usual(self) -> float:
+        """The rate without the fault: there before it began, or elsewhere where too few were there before."""
+        rows, share = self.before
+        return share if rows >= ENOUGH_ROWS else self.observed[1]
+
+    @property
+    def extra(self) -> float:
+        """Cases beyond those that the usual rate would have given."""
+        return self.rows[0] * (self.observed[0] - self.usual)
+
+
+def trace(folder: Path) -> Traced | None:
+    """The planted fault with the most extra cases in the holdout, by what happened and not by what a model says of it.
+
+    None where no planted fault has any: its target was not trained, nothing of the holdout meets it, chance hides it.
+    """
+    import pandas as pd
+
+    from features import Dataset
+    from features.snapshot import Facts
+    from training.labels import labels
+    from training.world import Fault, meeting
+
+    shop = Dataset.open(folder / "shop")
+    facts = Facts.of(shop)
+    units = pd.read_parquet(folder / "runs/shop/holdout.parquet")[["target", "unit_id", "label", "probability"]]
+    scores = pd.read_parquet(folder / SCORES)[["target", "unit_id", *(f"team_{team}" for team in TEAMS)]]
+    units = units.merge(scores, on=["target", "unit_id"], validate="1:1")
+    planted = json.loads((folder / "shop/truth/faults.json").read_text(encoding="utf-8"))
+    found = []
+    for said in planted:
+        since = date.fromisoformat(said["since"])
+        fault = Fault(said["name"], said["kind"], said["words"], said["where"], since, said["effect"])
+        own = units[units["target"] == fault.targets[0]]
+        met = meeting(fault, shop.tables, shop.settings.timezone)
+        meets = own["unit_id"].isin(met)
+        if meets.nunique() == 2:
+            place = meeting(replace(fault, since=date(1970, 1, 1)), shop.tables, shop.settings.timezone)
+            judged = labels(facts, fault.targets[0])
+            label, mature = judged.known(facts.snapshot.as_of)
+            earlier = label[mature & pd.Index(judged.unit_id).isin(place.difference(met))]
+            before = len(earlier), float(earlier.mean()) if len(earlier) else float("nan")
+            found.append(_traced(fault, len(planted), own[meets], own[~meets], before))
+    worst = max(found, key=lambda traced: traced.extra, default=None)
+    return worst if worst is not None and worst.extra > 0 else None
+
+
+def _traced(fault: Fault, of: int, here: pd.DataFrame, elsewhere: pd.DataFrame, before: tuple[int, float]) -> Traced:
+    def both(column: str) -> tuple[float, float]:
+        return float(here[column].mean()), float(elsewhere[column].mean())
+
+    more = {team: both(f"team_{team}") for team in TEAMS}
+    return Traced(
+        fault,
+        of,
+        (len(here), len(elsewhere)),
+        both("probability"),
+        both("label"),
+        {team: a - b for team, (a, b) in more.items()},
+        before,
+    )
+
+
+def fault_in_words(traced: Traced | None) -> list[str]:
+    """What was planted, what the models say where it is, and whether that is right."""
+    if traced is None:
+        return ["None of the planted faults (shop/truth/faults.json) shows in this holdout: make a larger shop."]
+    fault, target = traced.fault, TARGETS[traced.fault.targets[0]]
+    where = ", ".join(f"{column} {value}" for column, value in fault.where.items())
+    rows = [[f"{target.words}, in the holdout", f"{target.unit}s", "predicted", "came true"]]
+    for i, name in enumerate(("  those that meet it", "  all others")):
+        rows.append(
+            [name, f"{traced.rows[i]:,}", *(f"{100 * x[i]:.1f} %" for x in (traced.predicted, traced.observed))]
+        )
+    ranked = sorted(((points, team) for team, points in traced.teams.items()), reverse=True)
+    moved = ", ".join(f"{team} {100 * points:+.1f}" for points, team in ranked[:NAMED])
+    if traced.before[0] >= ENOUGH_ROWS:
+        usual = f"Usual there, before it began: {100 * traced.usual:.1f} % of {traced.before[0]:,} {target.unit}s."
+    else:
+        usual = f"Too few were there before it began; usual is what the others had, {100 * traced.usual:.1f} %."
+    return [
+        f"No command has read shop/truth. Of the {traced.of} faults in it, the one that did most harm in the holdout:",
+        "",
+        f"    {fault.words}",
+        f"    where: {where}; since {fault.since}; whose: {fault.team}",
+        "",
+        *columns(rows, right=(1, 2, 3)).splitlines(),
+        "",
+        f"Points of risk of those that meet it, against the others: {moved}.",
+        usual,
+        _verdict(traced, ranked[0][1] if ranked[0][0] > 0 else "nobody"),
+    ]
+
+
+def _verdict(traced: Traced, blamed: str) -> str:
+    """Whether the model has found the fault: most of what it makes worse, and the right team."""
+    predicted, observed = (100 * (pair[0] - traced.usual) for pair in (traced.predicted, traced.observed))
+    sees = f"of the {observed:.1f} points above the usual the model expects {max(predicted, 0):.1f}"
+    whose = traced.fault.team
+    if predicted <= 0:
+        return f"NOT FOUND: {sees}."
+    if blamed != whose:
+        return f"NOT FOUND: {sees}; its explanations point to {blamed}; the fault is {whose}'s."
+    if predicted < ENOUGH * observed:
+        return f"FOUND IN PART: {sees}; its explanations point to {whose}, whose it is."
+    return f"FOUND: {sees}; its explanations point to {whose}, whose it is."
+
+
 def where_next(folder: Path) -> list[str]:
     """Lines with what to go on with, from the project's root."""
     here = shlex.quote(str(folder))
@@ -350,6 +500,7 @@ def where_next(folder: Path) -> list[str]:
             "recompute every figure",
             f"{here}/runs/shop/metrics.json, and the rows they come from in holdout.parquet beside it",
         ),
+        ("what else is planted in this shop, and how to make another", "docs/world.md"),
         ("all commands", ".venv/bin/doorstep --help"),
         ("bring your own tables", f"{', '.join(guides)}: a folder of Parquet or CSV files and a dataset.toml"),
     )
