@@ -143,7 +143,7 @@ def _transitions(zone: str) -> tuple[Array, Array]:
 def local(times: Array, zone: str) -> Array:
     """UTC times on the wall clock of the zone, (n,) datetime64[us]; NaT stays NaT."""
     at, offsets = _transitions(zone)
-    return times + offsets[np.clip(np.searchsorted(at, times, side="right") - 1, 0, None)]
+    return times + offsets[np.maximum(at.searchsorted(times, side="right") - 1, 0)]
 
 
 def hours_between(start: Array, end: Array) -> Array:

@@ -41,7 +41,7 @@ def yes_no(value: float) -> str:
 
 def one_of(*names: str) -> Show:
     """Grades coded 0, 1, 2 ... by their names."""
-    return lambda value: names[int(np.clip(round(value), 0, len(names) - 1))]
+    return lambda value: names[min(max(round(value), 0), len(names) - 1)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Feature:
 
     def say(self, value: float) -> str:
         """The feature and a value of it: `Label grade C`."""
-        return f"{self.text} {'not known' if np.isnan(value) else self.show(value)}"
+        return f"{self.text} {'not known' if value != value else self.show(value)}"
 
 
 class Theme:

@@ -392,16 +392,16 @@ class History:
         if bucket is None:
             last = _bucket(self.as_of - np.timedelta64(1, "us"), e) + 1
             bucket = level.memo[memo] = np.minimum(_bucket(level.decided_at, e), last)
-        keys = key(e, level)
         if level.n != 1 or level.rows.trace is not None:
-            return Lookup(e, self.counts[entity], keys, bucket, parent, level.rows.trace)
-        # One parcel asked for alone shares its carrier, lane, node ... with many others of the day.
-        tag = (entity, int(keys[0]), int(bucket[0]), parent.tag if parent is not None else None)
+            return Lookup(e, self.counts[entity], key(e, level), bucket, parent, level.rows.trace)
+        # One parcel asked for alone shares its carrier, lane, node ... with many others of the day. Found by its words,
+        # a lookup needs no key.
+        tag = (entity, bucket.item(), parent and parent.tag, *(level[c].item() for c in e.columns))
         found = self._seen.get(tag)
         if found is None:
             if len(self._seen) >= SEEN:
                 self._seen.clear()
-            found = self._seen[tag] = Lookup(e, self.counts[entity], keys, bucket, parent)
+            found = self._seen[tag] = Lookup(e, self.counts[entity], key(e, level), bucket, parent)
             found.tag = tag
         return found
 

@@ -59,12 +59,12 @@ def by_team(points: Array, teams: Sequence[str]) -> dict[str, Array]:
 
 
 @lru_cache(maxsize=256)
-def _owned(teams: tuple[str, ...]) -> tuple[list[int], list[int], list[str]]:
+def _owned(teams: tuple[str, ...]) -> tuple[Array, Array, list[str]]:
     """Features in the order of their teams, where each team starts in it, and the teams that have any."""
     owners = [team for team in TEAMS if team in teams]
     places = [[i for i, owner in enumerate(teams) if owner == team] for team in owners]
     starts = [sum(map(len, places[:k])) for k in range(len(owners))]
-    return [i for place in places for i in place], starts, owners
+    return np.array([i for place in places for i in place]), np.array(starts), owners
 
 
 def _sum(values: Array) -> Array:

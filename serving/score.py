@@ -6,7 +6,7 @@ with the same functions, so a parcel gets the same probability either way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -292,16 +292,14 @@ def _arrays(table: str, given: Sequence[Mapping[str, Any]], snapshot: Snapshot) 
         kind = kinds.get(name)
         if kind is None:
             continue
-        read = _READ[kind]
-        codes = snapshot.settings.codes.get(name, {}) if kind == "code" else {}
-        column = np.full(len(given), MISSING[kind], dtype=DTYPE[kind])
-        for i, row in enumerate(given):
-            value = row.get(name)
-            if value is not None and kind in ("id", "code"):
-                value = _text(value, codes)
-            if value is not None:
-                column[i] = read(value)
-        out[name] = column
+        cells = [row.get(name) for row in given]
+        if kind in ("id", "code"):
+            codes = snapshot.settings.codes.get(name, {}) if kind == "code" else {}
+            column: list[Any] = [None if v is None else _text(v, codes) for v in cells]
+        else:
+            read = _time if kind == "time" else float
+            column = [MISSING[kind] if v is None else read(v) for v in cells]
+        out[name] = np.array(column, dtype=DTYPE[kind])
     return out
 
 
@@ -314,9 +312,6 @@ def _text(value: Any, codes: Mapping[str, str]) -> str | None:
 def _time(value: Any) -> np.datetime64:
     moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
     return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
-
-
-_READ: dict[str, Callable[[Any], Any]] = {"id": str, "code": str, "time": _time, "number": float, "flag": float}
 
 
 def base_rates(bundle: Bundle | None, snapshot: Snapshot | None) -> tuple[dict[str, float], str]:

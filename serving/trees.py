@@ -79,13 +79,11 @@ class _Block:
 
     Attributes:
         groups: which groups.
-        index: (m,) 0 .. m - 1.
         table: (2**bits, m, bits) contributions; states first, so that common states of all groups lie together.
         columns: which part of a row's contributions, group by group, is theirs.
     """
 
     groups: slice
-    index: Array
     table: Array
     columns: slice
 
@@ -126,6 +124,9 @@ class CompiledTrees:
         self._leaf_in_order = self._leaf_at[self._order]
 
         self._blocks: list[_Block] = []
+        # Row of a group's state in its block's table, all rows in one: state * stride + place.
+        self._stride = np.empty(len(a["bits"]), dtype=np.intp)
+        self._place = np.empty(len(a["bits"]), dtype=np.intp)
         values, columns, owners = 0, 0, []
         for bits in range(BITS, 0, -1):
             which = np.flatnonzero(a["bits"] == bits)
@@ -134,7 +135,8 @@ class CompiledTrees:
             groups = slice(int(which[0]), int(which[-1]) + 1)
             m, size = len(which), (len(which) << bits) * bits
             table = a["table"][values : values + size].reshape(1 << bits, m, bits)
-            self._blocks.append(_Block(groups, np.arange(m), table, slice(columns, columns + m * bits)))
+            self._blocks.append(_Block(groups, table, slice(columns, columns + m * bits)))
+            self._stride[groups], self._place[groups] = m, np.arange(m)
             owners.append(a["feature"][groups, :bits].ravel())
             values, columns = values + size, columns + m * bits
         self._owner = np.concatenate(owners, dtype=np.intp) if owners else np.empty(0, dtype=np.intp)
@@ -272,12 +274,12 @@ class CompiledTrees:
     def _explain_row(self, states: Array) -> Array:
         """Contributions (f,) of one row's states (g,)."""
         values = np.empty(len(self._owner))
+        at = states * self._stride
+        at += self._place
         for block in self._blocks:
             size, m, bits = block.table.shape
-            at = np.multiply(states[block.groups], m, dtype=np.intp)
-            at += block.index
-            out = values[block.columns].reshape(m, bits)
-            block.table.reshape(size * m, bits).take(at, axis=0, out=out, mode="clip")  # "raise" would copy `out`
+            rows, out = block.table.reshape(size * m, bits), values[block.columns].reshape(m, bits)
+            rows.take(at[block.groups], axis=0, out=out, mode="clip")  # "raise" would copy `out`
         return np.bincount(self._owner, values, self.n_features)
 
     def _explain_many(self, states: Array) -> Array:

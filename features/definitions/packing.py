@@ -11,7 +11,7 @@ from features.rows import Level
 
 feature = Theme("packing")
 
-GRADES = TABLES["parcels"]["label_grade"].codes
+GRADES: Array = np.array(TABLES["parcels"]["label_grade"].codes, dtype=object)
 
 
 @feature("Protection level", lever=True, signs={"damaged": -1})
@@ -29,7 +29,7 @@ def void_fill_ratio(rows: Level) -> Array:
 @feature("Label grade", lever=True, show=one_of(*GRADES), signs={"undelivered": 1, "late": 1})
 def label_grade(rows: Level) -> Array:
     """Print quality of the label: A 0 to F 4."""
-    grade = match(rows["parcels", "label_grade"], np.array(GRADES, dtype=object))
+    grade = match(rows["parcels", "label_grade"], GRADES)
     return np.where(grade < 0, np.nan, grade)
 
 
