@@ -125,7 +125,6 @@ ENTITIES: dict[str, Entity] = {
         Entity("brand", "line", (("listings", "brand"),), "all", ("returned",)),
         Entity("sku", "line", (_SKU,), "category", ("damaged", "returned", "undelivered")),
         Entity("variant", "line", (_SKU, ("order_lines", "variant")), "sku", ("returned",)),
-        Entity("shop_hours", "parcel", (), None, ("ordered", "packed"), hourly=True),
         Entity("node_hours", "parcel", (_NODE,), None, ("packed",), hourly=True),
     )
 }

@@ -9,7 +9,7 @@ fitted on all mature rows. No resampling and no class weights: they buy no ranki
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +39,12 @@ class ModelSpec:
         target: name of the target.
         max_trees: most trees that are tried.
         params: LightGBM parameters that differ from `PARAMS`.
+        monotone: the signs that features declare are kept.
     """
 
     target: str
     max_trees: int = 800
+    monotone: bool = True
     params: dict[str, Any] = field(default_factory=dict)
 
 
@@ -76,7 +78,7 @@ def parameters(spec: ModelSpec, features: FeatureSet, label: Array, seed: int) -
         **PARAMS,
         "num_leaves": int(np.clip(positives // 25, 4, 31)),
         "min_data_in_leaf": int(np.clip(5 * n / positives, 20, max(20, n // 20))),
-        "monotone_constraints": [f.signs.get(spec.target, 0) for f in features.features],
+        "monotone_constraints": [f.signs.get(spec.target, 0) * spec.monotone for f in features.features],
         "monotone_constraints_method": "basic",
         "num_threads": threads(n),
         "seed": seed,
@@ -166,12 +168,11 @@ def fit(
         most = min(len(c) for c in curves)  # what every fold has grown
         best = int(np.argmin(np.average([c[:most] for c in curves], axis=0, weights=weights)))
         trees = max(STAGE, (best + 1) * STAGE)
-        raw = np.concatenate([staged[best] for staged in pooled])
+        slope = calibration_slope([staged[best] for staged in pooled], [f.test_label for f in folds])
         happened = np.concatenate([f.test_label for f in folds])
-        slope, intercept = platt(raw, happened)
         rows, positives = len(happened), int(happened.sum())
     else:
-        trees, slope, intercept, rows, positives = spec.max_trees // 3, 1.0, 0.0, 0, 0
+        trees, slope, rows, positives = spec.max_trees // 3, 1.0, 0, 0
     if folds:
         keep = gains >= min(LEAST_GAIN, gains.max())
         features = FeatureSet(features.unit, tuple(f for f, k in zip(features.features, keep, strict=True) if k))
@@ -179,6 +180,8 @@ def fit(
         params = parameters(spec, features, y, seed)
     progress(f"{spec.target}: {trees} trees on {len(train):,} rows, {len(features.features)} features")
     booster = lgb.train(params, lgb.Dataset(matrix[train], y, free_raw_data=True), num_boost_round=trees)
+    raw = np.asarray(booster.predict(matrix[train], raw_score=True, num_threads=threads(len(train))))
+    intercept = centred(slope * raw, y)
     usual = tuple(float(v) for v in _medians(matrix[train]))
     model = TargetModel(spec.target, features, compile_booster(booster), slope, intercept, float(y.mean()), usual)
     return Fitted(model, booster, {**params, "num_trees": trees}, rows, positives)
@@ -224,22 +227,50 @@ def _medians(matrix: Array) -> Array:
     return out
 
 
-def platt(raw: Array, label: Array) -> tuple[float, float]:
-    """Slope and intercept in log-odds that best calibrate raw scores, drawn towards (1, 0).
+def calibration_slope(raw: Sequence[Array], label: Sequence[Array]) -> float:
+    """Slope in log-odds that best calibrates the raw scores of several folds, drawn towards 1.
 
-    Newton's method on the log loss plus `PLATT_PRIOR / 2 * ((slope - 1)^2 + intercept^2)`: with many positives the
-    prior is nothing, with few it keeps the calibration from following noise. The slope is kept positive, so that
-    calibration never turns the order round.
+    Newton's method on the log loss of `slope * raw + intercept`, an intercept for each fold, plus
+    `PLATT_PRIOR / 2 * ((slope - 1)^2 + sum(intercept^2))`: with many positives the prior is nothing, with few it keeps
+    the calibration from following noise. A fold's intercept is what its model missed by the time it was judged, a fault
+    that had come up since, say. The served model has seen that, so the intercepts are not its own: see `centred`. The
+    slope is kept positive, so that calibration never turns the order round.
+
+    Args:
+        raw: per fold (n,) raw scores of a model that has not seen its rows.
+        label: per fold (n,) 0 or 1.
     """
-    slope, intercept = 1.0, 0.0
+    at = np.array([1.0, *[0.0] * len(raw)])
+    usual = np.array([1.0, *[0.0] * len(raw)])
     for _ in range(50):
-        z = slope * raw + intercept
-        p = 1 / (1 + np.exp(-np.clip(z, -500, 500)))
-        error, weight = p - label, p * (1 - p)
-        gradient = np.array([error @ raw + PLATT_PRIOR * (slope - 1), error.sum() + PLATT_PRIOR * intercept])
-        a, b, c = weight @ raw**2 + PLATT_PRIOR, weight @ raw, weight.sum() + PLATT_PRIOR
-        step = np.linalg.solve(np.array([[a, b], [b, c]]), gradient)
-        slope, intercept = slope - float(np.clip(step[0], -0.5, 0.5)), intercept - float(np.clip(step[1], -2, 2))
+        gradient = PLATT_PRIOR * (at - usual)
+        curve = PLATT_PRIOR * np.eye(len(at))
+        for k, (x, y) in enumerate(zip(raw, label, strict=True), 1):
+            p = _logistic(at[0] * x + at[k])
+            weight = p * (1 - p)
+            gradient[0] += (p - y) @ x
+            gradient[k] += (p - y).sum()
+            curve[0, 0] += weight @ x**2
+            curve[k, k] += weight.sum()
+            curve[0, k] = curve[k, 0] = weight @ x
+        step = np.linalg.solve(curve, gradient)
+        at -= np.clip(step, -np.array([0.5, *[2.0] * len(raw)]), np.array([0.5, *[2.0] * len(raw)]))
         if np.abs(step).max() < 1e-10:
             break
-    return max(slope, 0.05), intercept
+    return max(float(at[0]), 0.05)
+
+
+def centred(raw: Array, label: Array) -> float:
+    """Intercept with which the probabilities of raw scores (n,) have the mean of the labels (n,)."""
+    at = 0.0
+    for _ in range(50):
+        p = _logistic(raw + at)
+        step = (p - label).sum() / max(1e-9, (p * (1 - p)).sum())
+        at -= float(np.clip(step, -2, 2))
+        if abs(step) < 1e-12:
+            break
+    return at
+
+
+def _logistic(z: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-np.clip(z, -500, 500))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.arrays import Array, absent, hours_between
+from features.arrays import DAY, Array, absent, hours_between
 from features.definitions.order import WEEKDAYS, clock, hour, weekday
 from features.feature import Theme, number, one_of, unit
 from features.rows import Level
@@ -12,10 +12,16 @@ from features.rows import Level
 feature = Theme("fulfilment")
 
 
-@feature("Packed before the pickup:", lever=True, show=unit("h"), signs={"late": -1})
+@feature("Time to the pickup it can still reach", lever=True, show=unit("h"), signs={"late": -1})
 def pickup_slack_hours(rows: Level) -> Array:
-    """Hours from packing to the carrier's collection; negative: the pickup was missed."""
-    return hours_between(rows["parcels", "packed_at"], rows["parcels", "pickup_cutoff_at"])
+    """Hours from packing to the collection the parcel can still reach: its own, or the same hour of a later day."""
+    packed, cutoff = rows["parcels", "packed_at"], rows["parcels", "pickup_cutoff_at"]
+    return hours_between(packed, cutoff) + 24 * _days_missed(packed, cutoff)
+
+
+def _days_missed(packed: Array, cutoff: Array) -> Array:
+    """Whole days a parcel packed after its pickup waits for the next one; NaN where either time is missing."""
+    return np.maximum(np.ceil((packed - cutoff) / DAY), 0.0)
 
 
 @feature("From order to packed", lever=True, show=unit("h"), signs={"late": 1})
@@ -24,10 +30,33 @@ def pack_hours(rows: Level) -> Array:
     return hours_between(rows["orders", "ordered_at"], rows["parcels", "packed_at"])
 
 
-@feature("From pickup to the promise", show=unit("days"), signs={"late": -1})
-def transit_allowance_days(rows: Level) -> Array:
-    """Days between the carrier's collection and the end of the promised window."""
-    return hours_between(rows["parcels", "pickup_cutoff_at"], rows["orders", "promised_to"]) / 24
+@feature("Delivery days left for the carrier:", lever=True, show=number, signs={"late": -1})
+def delivery_days_left(rows: Level) -> Array:
+    """Days from Monday to Saturday after the pickup the parcel can still reach, up to the promised one.
+
+    A parcel packed after its pickup waits for the same hour of a later day, and nobody collects on a Sunday.
+    """
+    packed, cutoff = rows["parcels", "packed_at"], rows["parcels", "pickup_cutoff_at"]
+    waits = _days_missed(packed, cutoff)
+    handover = _day(rows.local(np.where(np.isnat(cutoff), packed, cutoff)))
+    handover = handover + np.where(np.isnan(waits), 0.0, waits)
+    handover = handover + (np.mod(handover, 7) == _SUNDAY)
+    promised = _day(rows.local(rows["orders", "promised_to"]))
+    return promised - handover - (_sundays(promised) - _sundays(handover))
+
+
+_SUNDAY = 3  # 1970-01-01, day 0, was a Thursday
+
+
+def _day(local: Array) -> Array:
+    """Number of the day, NaN where there is no time."""
+    day = local.astype("datetime64[D]").astype(np.float64)
+    return np.where(np.isnat(local), np.nan, day)
+
+
+def _sundays(day: Array) -> Array:
+    """How many Sundays there were up to a day."""
+    return np.floor((day + 7 - _SUNDAY) / 7)
 
 
 @feature("Packed at", show=clock)
@@ -52,13 +81,6 @@ def node_load(rows: Level) -> Array:
     node = rows.lookup("node_hours")
     known = ~absent(rows["parcels", "node"])
     return np.where(known, _ratio(node.count("n:packed", 24), node.count("n:packed", 672) / 28), np.nan)
-
-
-@feature("Orders coming in against what is packed", show=lambda v: f"{number(v)} times")
-def order_pressure(rows: Level) -> Array:
-    """Orders of the last 72 hours by the parcels packed in three days of the last 28: a backlog builds above 1."""
-    shop = rows.lookup("shop_hours")
-    return _ratio(shop.count("n:ordered", 72), shop.count("n:packed", 672) * (3 / 28))
 
 
 feature.rate("handover", "node", "Pickups missed by this node", window=28)

@@ -20,7 +20,16 @@ from features.settings import Settings
 from features.snapshot import Facts
 from serving.bundle import Bundle
 from training import train
-from training.models import LEAST_GAIN, MODELS, ONE_THREAD_ROWS, fit, parameters, platt, threads
+from training.models import (
+    LEAST_GAIN,
+    MODELS,
+    ONE_THREAD_ROWS,
+    calibration_slope,
+    centred,
+    fit,
+    parameters,
+    threads,
+)
 from training.splits import Fold
 from training.world import generate
 
@@ -77,22 +86,33 @@ def test_calibration_finds_the_two_numbers_where_there_are_many_rows() -> None:
     raw = r.normal(-1, 1.5, 200_000)
     label = (r.random(len(raw)) < 1 / (1 + np.exp(-(0.7 * raw - 0.4)))).astype(np.int8)
     plain = LogisticRegression(C=np.inf, tol=1e-10).fit(raw[:, None], label)
-    assert platt(raw, label) == pytest.approx((plain.coef_[0, 0], plain.intercept_[0]), abs=1e-3)
-    assert platt(raw, label) == pytest.approx((0.7, -0.4), abs=0.03)
+    slope = calibration_slope([raw], [label])
+    assert (slope, centred(slope * raw, label)) == pytest.approx((plain.coef_[0, 0], plain.intercept_[0]), abs=1e-3)
+    assert (slope, centred(slope * raw, label)) == pytest.approx((0.7, -0.4), abs=0.03)
+
+
+def test_what_a_fold_missed_for_a_fault_that_came_later_is_not_put_on_the_served_model() -> None:
+    r = np.random.default_rng(2)
+    raw = r.normal(-2, 1, 200_000)
+    # The later fold's outcomes have become twice as likely, which its model could not know.
+    happened = [(r.random(len(raw)) < 1 / (1 + np.exp(-(0.8 * raw + rise)))).astype(np.int8) for rise in (0.0, 0.7)]
+    assert calibration_slope([raw, raw], happened) == pytest.approx(0.8, abs=0.02)
+    # The model that is served has learned from those rows too: it is right on average over what it was fitted on.
+    p = 1 / (1 + np.exp(-(raw + centred(raw, happened[1]))))
+    assert p.mean() == pytest.approx(happened[1].mean(), abs=1e-9)
 
 
 def test_calibration_of_a_few_rows_stays_near_the_identity() -> None:
     raw = np.array([-3.0, -2.5, -3.5, -2.0, -1.0, 0.5])
     label = np.array([0, 0, 0, 0, 1, 1], dtype=np.int8)  # perfectly parted: without a prior the slope has no end
-    slope, intercept = platt(raw, label)
-    assert (slope, intercept) == pytest.approx((1, 0), abs=0.15)
+    assert calibration_slope([raw], [label]) == pytest.approx(1, abs=0.15)
 
 
 def test_calibration_never_turns_the_order_round() -> None:
     r = np.random.default_rng(1)
     raw = r.normal(size=5_000)
     label = (r.random(len(raw)) < 1 / (1 + np.exp(3 * raw))).astype(np.int8)
-    assert platt(raw, label)[0] > 0
+    assert calibration_slope([raw], [label]) > 0
 
 
 def test_small_data_get_one_thread_and_large_data_all_cores() -> None:

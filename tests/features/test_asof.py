@@ -140,7 +140,7 @@ def test_history_that_counts_the_day_of_the_decision_is_caught(monkeypatch) -> N
 
     found = moved_by_deletion(dataset, every_feature, at)
 
-    assert "order_pressure" in found
+    assert "node_load" in found
     assert any(name.startswith("returned_rate") for name in found)
     assert any(name.startswith("late_rate") for name in found)
 

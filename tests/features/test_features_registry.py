@@ -1,15 +1,20 @@
 """What every feature owes its readers, over the whole registry: a team, words, documentation, and sense in both."""
 
+import dataclasses
 import inspect
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from oracles.dataset import shop
 
 from features.definitions import FEATURES
 from features.feature import Feature, Theme, number, one_of, percent, unit, yes_no
 from features.matrix import catalogue
+from features.rows import Rows
+from features.settings import Settings
+from features.snapshot import Facts
 from features.vocabulary import TARGETS, TEAMS
 
 EVERY = catalogue(shop(0, 5).settings)
@@ -127,3 +132,55 @@ def test_a_theme_registers_a_function_and_leaves_it_as_it_was() -> None:
         True,
         "Half of it, in kilometres.",
     )
+
+
+def test_a_missed_pickup_costs_a_delivery_day_and_not_the_slack_to_the_next() -> None:
+    """Against days counted one by one on the shop's calendar."""
+    clock = lambda text: pd.Timestamp(text, tz="Europe/Berlin")  # noqa: E731
+    rows = [
+        ("2025-03-04 15:00", "2025-03-04 17:00", "2025-03-07 21:00"),  # Tuesday to Friday, in time
+        ("2025-03-04 17:30", "2025-03-04 17:00", "2025-03-07 21:00"),  # half an hour too late
+        ("2025-03-06 09:00", "2025-03-04 17:00", "2025-03-07 21:00"),  # a day and more too late
+        ("2025-03-08 18:00", "2025-03-08 17:00", "2025-03-11 21:00"),  # a Saturday evening: collected on Monday
+        ("2025-03-29 12:00", "2025-03-29 17:00", "2025-04-01 21:00"),  # over a Sunday on which the clocks change
+        ("2025-03-07 15:00", "2025-03-07 17:00", "2025-03-05 21:00"),  # promised for a day that has gone by
+    ]
+    n = len(rows)
+    text = lambda prefix: np.array([f"{prefix}{i}" for i in range(n)], dtype=object)  # noqa: E731
+    packed, cutoff, promised = (
+        np.array([clock(r[k]).tz_convert("UTC").tz_localize(None) for r in rows], dtype="datetime64[us]")
+        for k in range(3)
+    )
+    dataset = shop(0, 5)
+    snapshot = Facts.of(dataclasses.replace(dataset, settings=Settings(timezone="Europe/Berlin"))).snapshot
+    tables = {
+        "orders": {"order_id": text("o"), "ordered_at": packed - np.timedelta64(1, "D"), "promised_to": promised},
+        "parcels": {
+            "parcel_id": text("p"),
+            "order_id": text("o"),
+            "packed_at": packed,
+            "pickup_cutoff_at": cutoff,
+        },
+    }
+    level = Rows(tables, snapshot).parcels
+    left, slack = (FEATURES[name].compute(level) for name in ("delivery_days_left", "pickup_slack_hours"))
+
+    for i, (at, pickup, end) in enumerate(rows):
+        reached = clock(pickup)
+        while reached < clock(at):
+            reached += pd.DateOffset(days=1)
+        hours = (reached - clock(at)) / pd.Timedelta(hours=1)
+        assert slack[i] == pytest.approx(hours, abs=1e-9)
+        day = reached + pd.DateOffset(days=1) if reached.day_name() == "Sunday" else reached
+        step = 1 if clock(end) > day else -1
+        between = pd.date_range(day.normalize(), clock(end).normalize(), freq=f"{step}D")[1:]
+        counted = step * sum(
+            d.day_name() != "Sunday" for d in (between if step > 0 else between + pd.DateOffset(days=1))
+        )
+        assert left[i] == counted, rows[i]
+
+    without = {name: dict(table) for name, table in tables.items()}
+    without["parcels"].pop("pickup_cutoff_at")
+    bare = Rows(without, snapshot).parcels
+    assert np.isnan(FEATURES["pickup_slack_hours"].compute(bare)).all()
+    assert FEATURES["delivery_days_left"].compute(bare)[0] == 3  # from the day it was packed

@@ -179,7 +179,7 @@ def test_an_absurd_date_does_not_reach_the_counts_of_another_key(absurd: str) ->
     facts = Facts.of(Dataset(dataset.settings, frames), END)
     before = Facts.of(dataset, END)
     n = before.rows.parcels.n
-    for entity in ("shop_hours", "customer", "node_hours"):
+    for entity in ("customer", "node_hours"):
         for field in ENTITIES[entity].fields:
             found = facts.rows.parcels.lookup(entity).count(field, 700)
             np.testing.assert_array_equal(

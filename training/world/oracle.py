@@ -58,6 +58,7 @@ class Oracle:
         if parcels < 1:
             raise ValueError(f"parcels is {parcels}, must be at least 1: give the number the world was made with")
         self.size, self.shop = parcels, open_shop(seed, scenario)
+        self._known: dict[str, tuple[Causes, LineCauses, list[str]]] = {}
 
     @staticmethod
     def open(world: str | Path) -> Oracle:
@@ -83,6 +84,20 @@ class Oracle:
         parcel is delivered), and one column per return reason; the reasons sum to `returned`."""
         return pd.concat(
             [line_truth(d, self._risks(c, lines), n) for d, c, lines, n in self._blocks()], ignore_index=True
+        )
+
+    def causes(self, unit: str) -> pd.DataFrame:
+        """What the equations read of every parcel, or of every line and its parcel: a column per cause, indexed by id.
+
+        Raises:
+            ValueError: `unit` is neither `parcel` nor `line`.
+        """
+        if unit not in ("parcel", "line"):
+            raise ValueError(f"{unit!r} is no unit; there are parcel and line")
+        c, lines, ids = self._units(unit)
+        found: list[Causes | LineCauses] = [c, lines] if unit == "line" else [c]
+        return pd.DataFrame(
+            {f.name: getattr(x, f.name) for x in found for f in fields(x) if f.name in OWNERS}, index=pd.Index(ids)
         )
 
     def packages(self) -> pd.DataFrame:
@@ -149,7 +164,7 @@ class Oracle:
         """
         if target not in TARGETS:
             raise ValueError(f"{target!r} is no target; there are {', '.join(TARGETS)}")
-        c, lines, known = self._units(target, seed)
+        c, lines, known = self._units("line" if target == "returned" else "parcel")
         rows = pd.Index(known).get_indexer(pd.Index(ids))
         if (rows < 0).any():
             raise ValueError(f"{ids[int(np.argmin(rows))]!r} is no unit of this world")
@@ -196,20 +211,21 @@ class Oracle:
             d = draw(self.shop, block)
             yield d, *causes(self.shop, d), min(BLOCK, self.size - d.first)
 
-    def _units(self, target: str, seed: int) -> tuple[Causes, LineCauses, list[str]]:
-        """Causes of every unit of a target, and its id."""
-        parts = list(self._blocks())
-        c = _join([c for _, c, _, _ in parts])
-        starts = np.arange(len(parts)) * BLOCK
-        lines = _join([replace(x, parcel=x.parcel + at) for (_, _, x, _), at in zip(parts, starts, strict=True)])
-        if target == "returned":
-            keep = np.flatnonzero(lines.parcel < self.size)
-            ids = [i for d, _, _, n in parts for i in line_ids(d, n)]
-            own = _rows(lines, keep)
-            # Each line gets a parcel of its own, so that two of one parcel can be held against different references.
-            return _rows(c, own.parcel), replace(own, parcel=np.arange(len(keep))), ids
-        ids = [i for d, _, _, n in parts for i in parcel_ids(d, n)]
-        return _rows(c, np.arange(self.size)), _rows(lines, np.arange(0)), ids
+    def _units(self, unit: str) -> tuple[Causes, LineCauses, list[str]]:
+        """Causes and ids of every parcel, or of every line; kept, as drawing a large shop again takes its time."""
+        if unit not in self._known:
+            parts = list(self._blocks())
+            c = _join([c for _, c, _, _ in parts])
+            if unit == "parcel":
+                ids = [i for d, _, _, n in parts for i in parcel_ids(d, n)]
+                self._known[unit] = _rows(c, np.arange(self.size)), _rows(parts[0][2], np.arange(0)), ids
+            else:
+                lines = _join([replace(x, parcel=x.parcel + at * BLOCK) for at, (_, _, x, _) in enumerate(parts)])
+                lines = _rows(lines, np.flatnonzero(lines.parcel < self.size))
+                ids = [i for d, _, _, n in parts for i in line_ids(d, n)]
+                # Each line gets a parcel of its own, so that two of one parcel can be held against two references.
+                self._known[unit] = _rows(c, lines.parcel), replace(lines, parcel=np.arange(len(ids))), ids
+        return self._known[unit]
 
 
 def reachable_auc(probability: Floats) -> float:
