@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check serve bench world-picture clean
+.PHONY: help install demo test lint check serve bench bench-truth world-picture clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,13 +45,16 @@ serve: $(STAMP)  ## serve the published model on port 3000 (else the demo's, els
 	fi; \
 	exec $(BIN)/doorstep serve "$$@"
 
-bench: $(STAMP)  ## the speed and truth benchmarks, each one command of benchmarks/ (tens of minutes)
-	@failed=; for each in benchmarks/*.py; do \
+bench: $(STAMP)  ## the speed benchmarks, each one command of benchmarks/, and the slow tests (tens of minutes)
+	@failed=; for each in $(filter-out benchmarks/truth.py,$(wildcard benchmarks/*.py)); do \
 		echo; echo "$$ python $$each"; \
 		$(BIN)/python $$each || failed="$$failed $$each"; \
 	done; \
 	$(BIN)/python -m pytest -m slow || failed="$$failed slow-tests"; \
 	if [ -n "$$failed" ]; then echo "not reached:$$failed" >&2; exit 1; fi
+
+bench-truth: $(STAMP)  ## Doorstep against the truth of simulated shops, as tables; --write puts them into docs/truth.md (an hour)
+	@$(BIN)/python benchmarks/truth.py $(ARGS)
 
 world-picture: $(STAMP)  ## draw the simulated shop, its tables beside its truth, into docs/world (half a minute)
 	@$(BIN)/python -m training.world.picture $(ARGS)
