@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,8 +71,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
 
 def test_check_of_a_sound_dataset_ends_with_0_and_a_broken_one_with_1(world_dataset: Path, tmp_path: Path) -> None:
     assert run("check", world_dataset).exit_code == 0
-    for file in world_dataset.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(world_dataset, tmp_path, dirs_exist_ok=True)
     parcels = pd.read_parquet(tmp_path / "parcels.parquet")
     parcels.loc[3, "weight_g"] = -5.0
     parcels.to_parquet(tmp_path / "parcels.parquet")
