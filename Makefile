@@ -53,7 +53,7 @@ bench: $(STAMP)  ## the speed benchmarks, each one command of benchmarks/, and t
 	$(BIN)/python -m pytest -m slow || failed="$$failed slow-tests"; \
 	if [ -n "$$failed" ]; then echo "not reached:$$failed" >&2; exit 1; fi
 
-bench-truth: $(STAMP)  ## Doorstep against the truth of simulated shops, as tables; --write puts them into docs/truth.md (an hour)
+bench-truth: $(STAMP)  ## Doorstep against the truth of simulated shops, as tables; into docs/truth.md with ARGS="--write all" (half an hour)
 	@$(BIN)/python benchmarks/truth.py $(ARGS)
 
 world-picture: $(STAMP)  ## draw the simulated shop, its tables beside its truth, into docs/world (half a minute)

@@ -1,6 +1,6 @@
 """Doorstep held against the truth of simulated shops: what it reaches of what can be reached, and where it errs.
 
-    python benchmarks/truth.py [--scenario NAME ...] [--seeds 3] [--parcels 50000] [--write] [--json FILE]
+    python benchmarks/truth.py [--scenario NAME ...] [--seeds 3] [--parcels 30000] [--write BLOCK] [--json FILE]
 
 For each scenario and seed it makes a shop, trains on its tables as anybody would, and asks the oracle. Everything is
 measured on the holdout, decisions the models have not learned from. Figures are means over the seeds; the interval
@@ -517,27 +517,28 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Per table its title, and the figures that are shown with how they are written."""
 
-_BLOCK = ("<!-- measured by benchmarks/truth.py -->", "<!-- /measured -->")
+END = "<!-- /measured -->"
 
 
-def write(summary: pd.DataFrame, parcels: int) -> None:
-    """Put the tables into the page, between its marks."""
+def write(summary: pd.DataFrame, parcels: int, block: str) -> None:
+    """Put the tables into the page, between the marks of a block."""
+    start = f"<!-- measured: {block} -->"
     page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(_BLOCK[0])
-    _, mark, after = rest.partition(_BLOCK[1])
+    before, _, rest = page.partition(start)
+    _, mark, after = rest.partition(END)
     if not mark:
-        raise SystemExit(f"{PAGE} has no place for the tables: {_BLOCK[0]} ... {_BLOCK[1]}")
-    PAGE.write_text(f"{before}{_BLOCK[0]}\n\n{text(summary, parcels)}\n\n{mark}{after}", encoding="utf-8")
+        raise SystemExit(f"{PAGE} has no place for the tables: {start} ... {END}")
+    PAGE.write_text(f"{before}{start}\n\n{text(summary, parcels)}\n\n{mark}{after}", encoding="utf-8")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     known = list(shipped())
     parser.add_argument("--scenario", action="append", choices=known, help="which (default all of them)")
-    parser.add_argument("--parcels", type=int, default=50_000, help="parcels of each shop (default 50000)")
+    parser.add_argument("--parcels", type=int, default=30_000, help="parcels of each shop (default 30000)")
     parser.add_argument("--seeds", type=int, default=3, help="shops per scenario (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/truth.md")
+    parser.add_argument("--write", metavar="BLOCK", help="put the tables into a block of docs/truth.md: all, large")
     args = parser.parse_args()
     started = time.monotonic()
     runs: dict[str, list[list[Found]]] = {}
@@ -560,7 +561,7 @@ def main() -> int:
         args.json.write_text(json.dumps(summary.to_dict("records"), indent=1) + "\n")
     print(text(summary, args.parcels))
     if args.write:
-        write(summary, args.parcels)
+        write(summary, args.parcels, args.write)
     wrong = failures(summary)
     for line in wrong:
         print(line, file=sys.stderr)

@@ -304,6 +304,12 @@ def snapshot(voice: Voice, dataset: Path, as_of: str | None, out: Path, as_json:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: runs/NAME].")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--trust",
+    multiple=True,
+    metavar="FEATURE",
+    help="Train although this feature alone tells an outcome too well to be honest; may be repeated.",
+)
 @click.option("--log/--no-log", default=True, show_default=True, help="Log to MLflow and register the bundle.")
 @mlflow_option
 @json_option
@@ -315,6 +321,7 @@ def train(
     holdout_from: str | None,
     out: Path | None,
     seed: int,
+    trust: tuple[str, ...],
     log: bool,
     mlflow_uri: str | None,
     as_json: bool,
@@ -330,6 +337,7 @@ def train(
         holdout_from=_zoned(holdout_from, data),
         out=out,
         seed=seed,
+        trust=trust,
         progress=voice.progress,
     )
     logged = None

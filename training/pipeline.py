@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from training.baselines import fit_baselines
 from training.check import require
 from training.evaluate import evaluate
 from training.labels import Labels, labels, maturity_rule
+from training.leaks import Leak, LeakError, leaks
 from training.models import MIN_POSITIVES, MODELS, Fitted, fit
 from training.splits import Fold, rolling, split, violations
 
@@ -124,6 +125,7 @@ def train(
     holdout_from: pd.Timestamp | str | None = None,
     out: str | Path = "runs/latest",
     seed: int = 0,
+    trust: Collection[str] = (),
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train every target that the dataset allows.
@@ -135,10 +137,12 @@ def train(
             default the latest quarter of the mature units.
         out: folder for `bundle/`, `holdout.parquet` and `metrics.json`; an earlier training there is replaced.
         seed: of everything random.
+        trust: features that may tell an outcome as well as they like; they are named in `metrics.json`.
         progress: told what is being done.
 
     Raises:
         features.settings.DatasetError: the dataset is broken, see `doorstep check`.
+        training.leaks.LeakError: a feature alone tells an outcome too well; nothing is written.
         TrainingError: no target can be trained; `metrics.json` is written all the same.
         ValueError: dates that leave nothing to train on or to judge by.
     """
@@ -175,6 +179,7 @@ def train(
     matrices = _matrices(facts, units, say)
     fitted: dict[str, Fitted] = {}
     documents: dict[str, Any] = {}
+    _no_leaks(facts, units, matrices, start, end, trust)
     for name in MODELS:
         report, document, model = _train_target(facts, units[name], matrices, start, end, seed, say)
         result.targets[name], documents[name] = report, document
@@ -187,6 +192,7 @@ def train(
         "as_of": f"{end}Z",
         "holdout_from": f"{start}Z",
         "seed": seed,
+        "trusted": sorted(trust),
         "targets": documents,
     }
     part = out.with_name(f".{out.name}.part")
@@ -214,6 +220,30 @@ def train(
         reasons = "\n".join(f"  {n}: {r.why}" for n, r in result.targets.items())
         raise TrainingError(f"no target could be trained; {out / 'metrics.json'} says so too\n{reasons}")
     return result
+
+
+def _no_leaks(
+    facts: Facts,
+    units: dict[str, Labels],
+    matrices: Matrices,
+    start: np.datetime64,
+    end: np.datetime64,
+    trust: Collection[str],
+) -> None:
+    """Raise LeakError if a feature of any target knows its outcome."""
+    known = {f.name for features, _ in matrices.values() for f in features.features}
+    unknown = sorted(set(trust) - known)
+    if unknown:
+        raise ValueError(f"trust: {unknown[0]!r} is no feature of this dataset; `doorstep feature` lists them")
+    found: list[Leak] = []
+    for name, u in units.items():
+        fold = split(u, start, end)
+        if not _why_not(facts, u, fold):
+            features = FeatureSet.for_target(name, facts.snapshot.settings)
+            matrix = _cut(matrices, features, u.row[fold.train])
+            found += leaks(name, features.features, matrix, fold.train_label, trust)
+    if found:
+        raise LeakError(found)
 
 
 def _moment(given: pd.Timestamp | str | None, settings: Settings) -> np.datetime64 | None:

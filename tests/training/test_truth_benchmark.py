@@ -152,12 +152,11 @@ def test_the_tables_name_every_target_and_figure(summary):
 
 def test_the_page_has_a_place_for_them(summary, tmp_path, monkeypatch):
     page = tmp_path / "truth.md"
-    page.write_text(f"before\n{truth._BLOCK[0]}\nold\n{truth._BLOCK[1]}\nafter\n")
+    page.write_text(f"before\n<!-- measured: all -->\nold\n{truth.END}\nafter\n")
     monkeypatch.setattr(truth, "PAGE", page)
-    truth.write(summary, 12_000)
+    truth.write(summary, 12_000, "all")
     said = page.read_text()
     assert said.startswith("before\n") and said.endswith("after\n") and "old" not in said
     assert "### Team shares" in said
-    page.write_text("nothing")
     with pytest.raises(SystemExit, match="no place"):
-        truth.write(summary, 12_000)
+        truth.write(summary, 12_000, "large")

@@ -17,6 +17,9 @@ from training.world.shop import DAY, REGIONS, Clock, Flags, Floats, Ints, Shop, 
 BLOCK = 5_000
 """Parcels per block. Part of the world's identity: another size is another world."""
 
+PLANNED_PICKUP = 17 * 3600
+"""Second of the day at which the shop plans every carrier's pickup when it promises."""
+
 GRADE_EDGES = (1.2, 0.0, -1.0, -2.0)
 """Latent print quality above which a label is graded A, B, C, D; below the last it is F."""
 
@@ -142,7 +145,7 @@ def draw(shop: Shop, block: int) -> Decisions:
     planned = clock.unwork(clock.work(ordered) + int(s.nodes.planned_hours * 3600))
     peak_days = s.carriers.promise_peak_days * (clock.peak[day] >= clock.peak.max())
     promised_day = (
-        clock.next_cutoff(planned, np.full(m, 17 * 3600))
+        clock.next_cutoff(planned, np.full(m, PLANNED_PICKUP))
         + lanes.promised_days[service, lanes.zone_region[zone]]
         + peak_days.astype(np.int64)
     )

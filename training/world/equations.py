@@ -21,7 +21,7 @@ from typing import Annotated, get_type_hints
 import numpy as np
 from scipy.special import expit, ndtr
 
-from training.world.decisions import Decisions, strength
+from training.world.decisions import PLANNED_PICKUP, Decisions, strength
 from training.world.scenario import RETURN_REASONS, SERVICES, Outcomes, Scenario
 from training.world.shop import REGIONS, Flags, Floats, Ints, Shop
 
@@ -31,7 +31,7 @@ class Causes:
     """What the equations read of n parcels, each (n,), by the team that owns it."""
 
     promise_days: Annotated[Ints, "order"]
-    """Working days from the order to the promised one."""
+    """Working days from the planned pickup to the promised one."""
     service_days: Annotated[Floats, "order"]
     """Log of the service's median working days at 300 km."""
     service_sigma: Annotated[Floats, "order"]
@@ -51,7 +51,7 @@ class Causes:
     thickness_mm: Annotated[Floats, "packing"]
 
     handover_days: Annotated[Ints, "fulfilment"]
-    """Working days from the order to the first collection after packing."""
+    """Working days from the planned pickup to the first collection after packing."""
     missed_pickup: Annotated[Floats, "fulfilment"]
     """Chance to miss that one all the same."""
     picking: Annotated[Floats, "fulfilment"]
@@ -149,7 +149,8 @@ def causes(shop: Shop, d: Decisions) -> tuple[Causes, LineCauses]:
     region = lanes.zone_region[zone]
     abroad = np.array([r[1] != "DE" for r in REGIONS])[region]
     service_days = np.log(np.array(p.transit_days))[service] + p.abroad * abroad
-    ordered_day = clock.working_from[clock.day(d.ordered)][order]
+    # Both sides of lateness count from the same day, one that neither team moves.
+    planned_day = clock.next_cutoff(d.planned, np.full(len(d.planned), PLANNED_PICKUP))
     calendar_day = clock.day_of_working[d.handover_day]
     even, spread = s.nodes.staging_minutes
     payments = [name for name, _ in s.customers.payments]
@@ -171,7 +172,7 @@ def causes(shop: Shop, d: Decisions) -> tuple[Causes, LineCauses]:
         )
 
     parcels = Causes(
-        promise_days=d.promised_day[order] - ordered_day,
+        promise_days=d.promised_day[order] - planned_day,
         service_days=service_days,
         service_sigma=np.array(p.transit_sigma)[service],
         abroad=abroad,
@@ -185,7 +186,7 @@ def causes(shop: Shop, d: Decisions) -> tuple[Causes, LineCauses]:
         documents=d.documents,
         log_weight=np.log(d.weight_g / 1500.0),
         thickness_mm=d.sides_mm[:, 2],
-        handover_days=d.handover_day - ordered_day,
+        handover_days=d.handover_day - planned_day,
         missed_pickup=expit(-(d.slack_minutes - even) / spread),
         picking=np.array([k.wrong_item for k in s.nodes.nodes])[d.node],
         log_distance=np.log(d.distance_km / 300.0),

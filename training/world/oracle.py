@@ -26,6 +26,7 @@ from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from features.vocabulary import TEAMS
 from training.world.decisions import BLOCK, Decisions, collection, draw
@@ -66,12 +67,21 @@ class Oracle:
 
         Raises:
             FileNotFoundError: the folder holds no truth.
+            ValueError: it was made by a version whose equations were others.
         """
         folder = Path(world) / TRUTH
         if not (folder / WORLD).is_file():
             raise FileNotFoundError(f"{folder} is not there: only what `doorstep world` has made has a truth")
         made = json.loads((folder / WORLD).read_text(encoding="utf-8"))
-        return Oracle(made["parcels"], made["seed"], read(folder / SCENARIO))
+        oracle = Oracle(made["parcels"], made["seed"], read(folder / SCENARIO))
+        d, c, lines, n = next(oracle._blocks())
+        ours = parcel_truth(d, oracle._risks(c, lines), n)
+        first = pq.ParquetFile(folder / "parcels.parquet").iter_batches(n, columns=list(ours.columns))
+        if not ours.equals(next(first).to_pandas().astype(ours.dtypes)):
+            raise ValueError(
+                f"{folder} was made by another version of Doorstep: make the shop again with `doorstep world`"
+            )
+        return oracle
 
     def parcels(self) -> pd.DataFrame:
         """One row per parcel, in the order of the `parcels` table: parcel_id and the probability of each target."""

@@ -118,10 +118,10 @@ PLANTED_FAULTS: tuple[Fault, ...] = (
     Fault(
         "early_pickup",
         "pickup",
-        "borea collects two hours earlier in Munich, picking still works to the old time: parcels miss the truck",
+        "borea collects at noon in Munich, picking still works to the evening: parcels miss the truck",
         {"node": "munich", "carrier": "borea"},
         date(2025, 6, 2),
-        2.0,
+        5.5,
     ),
     Fault(
         "short_fill",
@@ -282,9 +282,9 @@ class Nodes:
 
     nodes: tuple[Node, ...] = (
         Node("hamburg", 53.55, 10.0, 3.0, 1.26, 2.1, 0.97, 0.0, 1.1, 0.004),
-        Node("leipzig", 51.34, 12.37, 3.4, 1.19, 1.6, 0.95, 0.2, 0.8, 0.006),
+        Node("leipzig", 51.34, 12.37, 3.4, 1.21, 1.6, 0.95, 0.2, 0.8, 0.006),
         Node("dortmund", 51.51, 7.47, 2.7, 1.24, 1.9, 0.97, -0.3, 0.9, 0.005),
-        Node("munich", 48.14, 11.58, 3.7, 1.14, 1.7, 0.93, 0.1, 0.7, 0.010),
+        Node("munich", 48.14, 11.58, 3.7, 1.20, 1.7, 0.93, 0.1, 0.7, 0.010),
     )
     peak_staff: float = 0.84
     """Temporary hands: in a peak, capacity grows to this share of the peak's own multiple."""
