@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -34,24 +34,7 @@ from typing import Any, get_args, get_type_hints
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from training.world.scenario import (
-    FAULT_KINDS,
-    SERVICES,
-    SHIFTS,
-    Calendar,
-    Carrier,
-    Carriers,
-    Category,
-    Customers,
-    Fault,
-    Knowledge,
-    Node,
-    Nodes,
-    Outcomes,
-    Packing,
-    Products,
-    Scenario,
-)
+from training.world.scenario import FAULT_KINDS, SERVICES, SHIFTS, Scenario
 from training.world.shop import REGIONS
 
 FOLDER = Path(__file__).parent / "shipped"
@@ -167,23 +150,18 @@ _SHARES = ("bracketing", "stated_truly", "stated_nothing", "inspected_truly", "c
 
 @cache
 def _adapter() -> TypeAdapter[Scenario]:
-    for kind in (
-        Calendar,
-        Carrier,
-        Carriers,
-        Category,
-        Customers,
-        Fault,
-        Knowledge,
-        Node,
-        Nodes,
-        Outcomes,
-        Packing,
-        Products,
-        Scenario,
-    ):
+    for kind in _kinds(Scenario):
         with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
     return TypeAdapter(Scenario)
+
+
+def _kinds(kind: Any) -> Iterator[Any]:
+    """A dataclass and all those that its fields are made of."""
+    yield kind
+    for hint in get_type_hints(kind).values():
+        for inner in (hint, *get_args(hint)):
+            if is_dataclass(inner):
+                yield from _kinds(inner)
 
 
 def _said(error: Any, document: Any) -> str:
