@@ -400,8 +400,9 @@ class History:
         if found is None:
             if len(self._seen) >= SEEN:
                 self._seen.clear()
-            found = self._seen[tag] = Lookup(e, self.counts[entity], key(e, level), bucket, parent)
-            found.tag = tag
+            found = Lookup(e, self.counts[entity], key(e, level), bucket, parent)
+            found.tag = tag  # before another thread can find it
+            self._seen[tag] = found
         return found
 
     def save(self, to: Path) -> None:

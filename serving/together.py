@@ -13,6 +13,9 @@ ROUNDS = 5
 """Rounds of the event loop without a newcomer before the batch is closed: a request that lies in its socket is here
 after four."""
 
+MOST = 32
+"""Requests in a batch. More are not much cheaper together, and the first of them has waited long enough."""
+
 
 class Together(Generic[Q, A]):
     """Joins requests that wait at the same time.
@@ -47,13 +50,17 @@ class Together(Generic[Q, A]):
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._rounds -= 1
-        if self._rounds:
+        if self._rounds > 0 and len(self._waiting) < MOST:
             loop.call_soon(self._look, loop)
             return
-        batch = [(q, f) for q, f in self._waiting if not f.done()]  # who hung up is not answered
-        self._waiting = []
+        batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+        if self._waiting:
+            loop.call_soon(self._look, loop)
+        batch = [(q, f) for q, f in batch if not f.done()]  # who hung up is not answered
         try:
             answers = self._work([q for q, _ in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"{len(answers)} answers to {len(batch)} requests")
         except Exception as error:
             for _, future in batch:
                 future.set_exception(error)

@@ -122,6 +122,10 @@ def test_a_planted_fault_is_told_with_what_the_models_say_of_it() -> None:
     ("changed", "says"),
     [
         ({"predicted": (0.13, 0.07)}, "FOUND IN PART: of the 10.0 points above the usual the model expects 3.0;"),
+        (
+            {"predicted": (0.26, 0.07)},
+            "FOUND, BUT OVERSTATED: of the 10.0 points above the usual the model expects 16.0;",
+        ),
         ({"predicted": (0.09, 0.07)}, "NOT FOUND: of the 10.0 points above the usual the model expects 0.0."),
         ({"teams": {**TRACED.teams, "carrier": 0.06}}, "its explanations point to carrier; the fault is packing's."),
         ({"before": (7, 0.0)}, "FOUND: of the 12.0 points above the usual the model expects 8.0;"),
@@ -184,4 +188,8 @@ def test_the_whole_demo_twice(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert re.search(r"^[A-Z].*: \d+\.\d %, .* the usual \d+\.\d %\.$", done.stdout, re.MULTILINE)
         assert "SIMULATED" in done.stdout and "base_rate" in done.stdout
-        assert re.search(r"^(NOT FOUND|FOUND|FOUND IN PART): of the|^None of the planted", done.stdout, re.MULTILINE)
+        assert re.search(
+            r"^(NOT FOUND|FOUND|FOUND IN PART|FOUND, BUT OVERSTATED): of the|^None of the planted",
+            done.stdout,
+            re.MULTILINE,
+        )

@@ -47,6 +47,8 @@ NOTEWORTHY = 1.25
 """Risks at least this many times the usual are explained; the others get one line."""
 NAMED = 3
 """Drivers and teams that are named per risk."""
+OVERSTATED = 0.75
+"""A fault is overstated if what happened is less than this share of what the model expected."""
 ENOUGH = 0.5
 """A fault is found if the model expects at least this share of what it makes worse."""
 ENOUGH_ROWS = 50
@@ -477,6 +479,8 @@ def _verdict(traced: Traced, blamed: str) -> str:
         return f"NOT FOUND: {sees}; its explanations point to {blamed}; the fault is {whose}'s."
     if predicted < ENOUGH * observed:
         return f"FOUND IN PART: {sees}; its explanations point to {whose}, whose it is."
+    if predicted > observed / OVERSTATED:
+        return f"FOUND, BUT OVERSTATED: {sees}; its explanations point to {whose}, whose it is."
     return f"FOUND: {sees}; its explanations point to {whose}, whose it is."
 
 

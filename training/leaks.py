@@ -14,6 +14,9 @@ BOUND = 0.9
 """AUC that no single honest feature reaches. In the simulated shops who knows every cause of everything reaches 0.72 to
 0.82, on the real data sets whole models reach 0.76 to 0.81."""
 
+LEAST = 30
+"""Rows of each class with a value, at least: of two or three, chance puts all on one side."""
+
 ROWS = 20_000
 """Rows of each class that are looked at; AUC does not depend on how many there are of either."""
 
@@ -63,7 +66,7 @@ def leaks(
     """The features that tell the outcome too well, each alone.
 
     A feature is named if the lower end of its AUC's 95 % interval (Hanley and McNeil, Radiology 143, 1982) is above
-    `BOUND`, so that chance among few positives raises no alarm.
+    `BOUND`, and it has a value in `LEAST` rows of each class, so that chance among a few raises no alarm.
 
     Args:
         target: name of the target.
@@ -89,10 +92,10 @@ def leaks(
 
 
 def _auc(values: Array, positive: Array) -> tuple[float, float] | None:
-    """AUC in the direction in which it is above one half, and its standard error; None with one class only."""
+    """AUC in the direction in which it is above one half, and its standard error; None with too few rows of a class."""
     _, place = np.unique(values, return_inverse=True)
     n, m = int(positive.sum()), int((~positive).sum())
-    if not n or not m:
+    if min(n, m) < LEAST:
         return None
     hits = np.bincount(place, weights=positive)
     others = np.bincount(place, weights=~positive)

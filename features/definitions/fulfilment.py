@@ -14,7 +14,10 @@ feature = Theme("fulfilment")
 
 @feature("Time to the pickup it can still reach", lever=True, show=unit("h"), signs={"late": -1})
 def pickup_slack_hours(rows: Level) -> Array:
-    """Hours from packing to the collection the parcel can still reach: its own, or the same hour of a later day."""
+    """Hours from packing to the pickup the parcel can still reach: its own, or at the same hour of the next day.
+
+    Days without a pickup are not known to it.
+    """
     packed, cutoff = rows["parcels", "packed_at"], rows["parcels", "pickup_cutoff_at"]
     return hours_between(packed, cutoff) + 24 * _days_missed(packed, cutoff)
 

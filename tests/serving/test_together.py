@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from serving.together import Together
+from serving.together import MOST, Together
 
 
 def test_who_waits_at_the_same_time_is_answered_in_one_batch_and_in_order() -> None:
@@ -36,6 +36,35 @@ def test_a_failure_reaches_everybody_of_the_batch_and_nobody_after() -> None:
         failed = await asyncio.gather(together.ask(1), together.ask(2), return_exceptions=True)
         assert [str(e) for e in failed] == ["cannot do 2"] * 2
         assert await together.ask(3) == 3
+
+    asyncio.run(main())
+
+
+def test_a_stream_of_newcomers_keeps_nobody_waiting() -> None:
+    batches: list[int] = []
+
+    def work(given: list[int]) -> list[int]:
+        batches.append(len(given))
+        return given
+
+    async def main() -> None:
+        together = Together(work)
+        tasks = [asyncio.ensure_future(together.ask(0))]
+        while not tasks[0].done():  # somebody new in every round
+            tasks.append(asyncio.ensure_future(together.ask(len(tasks))))
+            await asyncio.sleep(0)
+            assert len(tasks) < 10 * MOST
+        assert await asyncio.gather(*tasks) == list(range(len(tasks)))
+
+    asyncio.run(main())
+    assert max(batches) == MOST
+
+
+def test_too_few_answers_are_an_error_for_everybody() -> None:
+    async def main() -> None:
+        together: Together[int, int] = Together(lambda given: given[1:])
+        failed = await asyncio.gather(together.ask(1), together.ask(2), return_exceptions=True)
+        assert [str(e) for e in failed] == ["1 answers to 2 requests"] * 2
 
     asyncio.run(main())
 

@@ -87,6 +87,16 @@ def test_chance_among_a_few_raises_no_alarm():
     assert not list(leaks("late", ONE, values, label))
 
 
+def test_noise_in_a_column_that_is_nearly_empty_raises_no_alarm():
+    r = np.random.default_rng(2)
+    label = (r.random(20_000) < 0.05).astype(np.int8)
+    for filled in (2, 5, 10, 50, 200):
+        matrix = np.full((len(label), 400), np.nan, dtype=np.float32)
+        for column in range(matrix.shape[1]):
+            matrix[r.choice(len(label), filled, replace=False), column] = r.random(filled)
+        assert not [x for i in range(matrix.shape[1]) for x in leaks("late", ONE, matrix[:, [i]], label)]
+
+
 def test_a_column_of_holes_or_of_one_class_is_no_leak():
     label = np.array([0, 1] * 200, dtype=np.int8)
     holes = np.full((400, 1), np.nan, dtype=np.float32)

@@ -59,7 +59,6 @@ def test_the_truth_agrees_with_what_happened(summary):
         ({"absent_address": -Outcomes.absent_address, "absent_zero": -2.6}, "failed_attempt"),
         ({"absent_cod": -Outcomes.absent_cod}, "failed_attempt"),
         ({"refuse_log_value": -Outcomes.refuse_log_value, "refuse_cod": 0.0}, "undelivered"),
-        ({"return_mismatch": -Outcomes.return_mismatch}, "returned"),
         ({"return_guide": 1 / Outcomes.return_guide}, "returned"),
     ],
     ids=lambda x: x if isinstance(x, str) else next(iter(x)),
@@ -70,6 +69,27 @@ def test_a_sign_turned_round_in_one_equation_makes_it_fail(run, trained, wrong, 
     found = list(truth.agreement(run.facts, Oracle(made["parcels"], made["seed"], tampered)))
     said = truth.failures(truth.summarise({"plain": [found]}))
     assert any(target in line and "does not agree" in line for line in said), found
+
+
+def test_what_is_no_number_makes_it_fail(run, monkeypatch):
+    honest = Oracle.parcels
+    monkeypatch.setattr(Oracle, "parcels", lambda self: honest(self).assign(late=np.nan))
+    with pytest.raises(ValueError, match="truth about late"):
+        list(truth.agreement(run.facts, run.oracle))
+
+
+def test_in_a_shop_without_causes_nothing_can_be_reached_and_nothing_is_claimed(run):
+    r = np.random.default_rng(0)
+    n = 4_000
+    nothing = pd.DataFrame({"target": "late", "label": r.random(n) < 0.1, "true": 0.1, "group": np.arange(n)})
+    nothing = nothing.assign(probability=r.uniform(0.05, 0.15, n), label=nothing.label.astype(np.int8))
+    runs = [[list(truth.reach(nothing.assign(label=r.permutation(nothing.label)), seed))] for seed in range(3)]
+    summary = truth.summarise({"null": [found for (found,) in runs]})
+    assert truth.failures(summary) == []
+    row = figure(summary, "reach", "late", "AUC")
+    assert row.low < 0.5 < row.high and 0.01 < row.high - row.low < 0.05
+    assert np.isnan(figure(summary, "reach", "late", "reached of AUC").value)
+    assert "| - " in truth.text(summary, n)
 
 
 def test_something_found_where_nothing_is_makes_it_fail(summary):
@@ -137,6 +157,22 @@ def test_the_young_make_rates_wrong_and_maturity_mends_it(summary):
     assert naive < -2 < -abs(mature)
 
 
+def test_counted_so_far_is_what_a_spreadsheet_would_count(trained, summary):
+    """Requests over lines of parcels that have arrived, of what was decided in the last four weeks."""
+    shop = Dataset.open(trained.dataset)
+    tables, start = shop.tables, shop.settings.extracted_at - pd.Timedelta(days=28)
+    parcels = tables["parcels"].parcel_id[tables["parcels"].packed_at >= start]
+    arrived = tables["events"].parcel_id[tables["events"].kind == "delivered"]
+    lines = tables["order_lines"]
+    lines = lines.line_id[lines.parcel_id.isin(parcels) & lines.parcel_id.isin(arrived)]
+    so_far = 100 * lines.isin(tables["returns"].line_id).mean()
+    true = figure(summary, "maturity", "returned", "true rate").value
+    error = figure(summary, "maturity", "returned", "error, counted so far").value
+    assert error == pytest.approx(so_far - true, abs=0.05)
+    for target in ("late", "undelivered", "damaged"):
+        assert figure(summary, "maturity", target, "error, counted so far").value < 0, "the young count as good"
+
+
 def test_ranks(summary):
     assert truth.spearman(np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 15.0])) == pytest.approx(0.5)
     assert truth.spearman(np.zeros(3), np.arange(3.0)) == 0
@@ -144,7 +180,7 @@ def test_ranks(summary):
 
 def test_the_tables_name_every_target_and_figure(summary):
     said = truth.text(summary, 12_000)
-    assert said.startswith("12,000 parcels per shop, 1 shop")
+    assert said.startswith("12,000 parcels per shop, one shop (seed 0) per scenario; SIMULATED.")
     for title, _ in truth.TABLES.values():
         assert f"### {title}" in said
     assert all(target in said for target in UNITS)

@@ -32,10 +32,6 @@ class Causes:
 
     promise_days: Annotated[Ints, "order"]
     """Working days from the planned pickup to the promised one."""
-    service_days: Annotated[Floats, "order"]
-    """Log of the service's median working days at 300 km."""
-    service_sigma: Annotated[Floats, "order"]
-    abroad: Annotated[Flags, "order"]
     cod: Annotated[Flags, "order"]
     invoice: Annotated[Flags, "order"]
     business: Annotated[Flags, "order"]
@@ -57,6 +53,10 @@ class Causes:
     picking: Annotated[Floats, "fulfilment"]
     """Intensity of a wrong article in the parcel."""
 
+    service_days: Annotated[Floats, "carrier"]
+    """Log of the service's median working days at 300 km."""
+    service_sigma: Annotated[Floats, "carrier"]
+    abroad: Annotated[Flags, "carrier"]
     log_distance: Annotated[Floats, "carrier"]
     """Over 300 km."""
     lane_days: Annotated[Floats, "carrier"]

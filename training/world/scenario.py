@@ -37,12 +37,14 @@ class FaultKind:
         targets: what it makes worse.
         unit: what `Fault.effect` is measured in.
         columns: columns of the tables by which a place may be named; at least one of them must be.
+        most: the largest effect that makes sense.
     """
 
     team: str
     targets: tuple[str, ...]
     unit: str
     columns: tuple[str, ...]
+    most: float
 
 
 FAULT_KINDS: dict[str, FaultKind] = {
@@ -51,18 +53,22 @@ FAULT_KINDS: dict[str, FaultKind] = {
         ("late", "damaged"),
         "log of the transit time; twice that in log-odds of damage",
         ("carrier", "destination_region", "service"),
+        1.5,
     ),
     "skips": FaultKind(
         "carrier",
         ("failed_attempt", "undelivered"),
         "chance that the driver passes by and reports that nobody was in",
         ("carrier", "destination_region", "service"),
+        0.9,
     ),
-    "printer": FaultKind("packing", ("late", "undelivered"), "latent print quality lost", ("node", "shift")),
-    "pickup": FaultKind("fulfilment", ("late",), "hours by which the carrier collects earlier", ("node", "carrier")),
-    "fill": FaultKind("packing", ("damaged", "returned"), "log-odds of the void fill lost", ("node",)),
-    "runs_small": FaultKind("listing", ("returned",), "intensity of returns for size", ("brand", "category")),
-    "misleads": FaultKind("listing", ("returned",), "accuracy of the listing lost, of 1", ("brand", "category")),
+    "printer": FaultKind("packing", ("late", "undelivered"), "latent print quality lost", ("node", "shift"), 5.0),
+    "pickup": FaultKind(
+        "fulfilment", ("late",), "hours by which the carrier collects earlier", ("node", "carrier"), 10.0
+    ),
+    "fill": FaultKind("packing", ("damaged", "returned"), "log-odds of the void fill lost", ("node",), 5.0),
+    "runs_small": FaultKind("listing", ("returned",), "intensity of returns for size", ("brand", "category"), 3.0),
+    "misleads": FaultKind("listing", ("returned",), "accuracy of the listing lost, of 1", ("brand", "category"), 1.0),
 }
 """What can be planted. Each is read by one equation, or by one step of `training.world.decisions`."""
 

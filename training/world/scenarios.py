@@ -30,11 +30,13 @@ from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
+from zoneinfo import available_timezones
 
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from training.world.scenario import FAULT_KINDS, SERVICES, SHIFTS, Scenario
+from features.vocabulary import LABEL_GRADES
+from training.world.scenario import FAULT_KINDS, RETURN_REASONS, SERVICES, SHIFTS, Scenario
 from training.world.shop import REGIONS
 
 FOLDER = Path(__file__).parent / "shipped"
@@ -111,8 +113,13 @@ def _document(value: Any) -> Any:
 
 
 def _merge(plain: Any, given: Any, at: str) -> Any:
+    if at in _NAMED and not plain:
+        plain = {}
     if not isinstance(plain, dict) or not isinstance(given, Mapping) or at.endswith(("where", "sole")):
         return given
+    for key, value in given.items():
+        if at in _NAMED and not isinstance(value, Mapping):
+            raise ValueError(f"{at}.{key} is {value!r}; it is a table of its own, [{at}.{key}]")
     named = at in _NAMED
     out = dict(plain)
     for key, value in given.items():
@@ -202,11 +209,17 @@ def _check(s: Scenario) -> None:
         "brand": list(s.products.brands),
         "category": [c.name for c in s.products.categories],
     }
+    days = (s.calendar.extracted_on - s.calendar.first_day).days
+    need(days >= 60, f"calendar: the world spans {days} days; it must span 60 at least")
     for fault in s.faults:
         at = f"faults.{fault.name}"
         need(fault.kind in FAULT_KINDS, f"{at}.kind is {fault.kind!r}; there are {', '.join(FAULT_KINDS)}")
         columns = FAULT_KINDS[fault.kind].columns
         need(bool(fault.where), f"{at}.where names no place; it takes {', '.join(columns)}")
+        most = FAULT_KINDS[fault.kind].most
+        need(0 < fault.effect <= most, f"{at}.effect is {fault.effect}; it must be above 0 and at most {most}")
+        start, end = s.calendar.first_day, s.calendar.extracted_on
+        need(start <= fault.since < end, f"{at}.since is {fault.since}; it lies from {start} to {end}")
         for column, value in fault.where.items():
             need(column in columns, f"{at}.where.{column}: a fault of this kind is placed by {', '.join(columns)}")
             need(value in known[column], f"{at}.where.{column} is {value!r}; there are {', '.join(known[column])}")
@@ -235,5 +248,39 @@ def _check(s: Scenario) -> None:
     need(s.products.count >= len(s.products.categories), "products.count is below the number of categories")
     for name, value in (("customers.count", s.customers.count), ("return_window_days", s.return_window_days)):
         need(value >= 1, f"{name} is {value}; it must be at least 1")
-    days = (s.calendar.extracted_on - s.calendar.first_day).days
-    need(days >= 60, f"calendar: the world spans {days} days; it must span 60 at least")
+    for name, values, length in (
+        ("calendar.weekdays", s.calendar.weekdays, 7),
+        ("carriers.service_share", s.carriers.service_share, len(SERVICES)),
+        ("carriers.transit_days", s.carriers.transit_days, len(SERVICES)),
+        ("carriers.transit_sigma", s.carriers.transit_sigma, len(SERVICES)),
+        ("carriers.grade_transit", s.carriers.grade_transit, len(LABEL_GRADES)),
+        ("outcomes.loss_grade", s.outcomes.loss_grade, len(LABEL_GRADES)),
+        ("outcomes.delay_days", s.outcomes.delay_days, len(RETURN_REASONS)),
+        ("outcomes.free_reasons", s.outcomes.free_reasons, len(RETURN_REASONS)),
+    ):
+        need(len(values) == length, f"{name} has {len(values)} numbers; it takes {length}")
+        free = name in ("carriers.grade_transit", "outcomes.loss_grade")
+        need(free or (min(values) >= 0 and sum(values) > 0), f"{name} holds a number below 0, or nothing but 0")
+    need(min(s.carriers.transit_days) > 0, "carriers.transit_days must be above 0")
+    need(min(s.carriers.transit_sigma) > 0, "carriers.transit_sigma must be above 0")
+    for own in s.carriers.carriers:
+        need(own.share >= 0, f"carriers.carriers.{own.name}.share is {own.share}; it is 0 or more")
+    for category in s.products.categories:
+        for name in ("share", "fragility", "size", "mismatch", "defect", "mind"):
+            value = getattr(category, name)
+            need(value >= 0, f"products.categories.{category.name}.{name} is {value}; it is 0 or more")
+        for name in ("price", "weight_g", "litres"):
+            value = getattr(category, name)
+            need(value > 0, f"products.categories.{category.name}.{name} is {value}; it must be above 0")
+    for start, end, multiple in s.calendar.peaks:
+        inside = s.calendar.first_day <= start <= end < s.calendar.extracted_on and multiple > 0
+        need(inside, f"calendar.peaks: {start} to {end} times {multiple} is not within the calendar, or turned round")
+    hours = (s.calendar.opens, s.calendar.closes)
+    need(0 <= hours[0] < hours[1] <= 24, f"calendar opens at {hours[0]} and closes at {hours[1]}")
+    first, last = s.nodes.cutoff_hours
+    need(hours[0] < first <= last < 24, f"nodes.cutoff_hours are {first} and {last}; the earlier comes first")
+    if s.calendar.timezone not in available_timezones():
+        raise ValueError(f"calendar.timezone is {s.calendar.timezone!r}; give a name like Europe/Berlin")
+    for name, value in (("lost_after_days", s.lost_after_days), ("outcomes.tail_days", s.outcomes.tail_days)):
+        need(value > 0, f"{name} is {value}; it must be above 0")
+    need(s.knowledge.inspection_days > 2, "knowledge.inspection_days must be above 2")
