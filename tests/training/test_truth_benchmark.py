@@ -14,6 +14,8 @@ from features.dataset import Dataset
 from features.snapshot import Facts
 from features.vocabulary import TARGETS as UNITS
 from serving.bundle import Bundle
+from training.pipeline import train
+from training.world import generate, scenario
 from training.world.oracle import TARGETS, Oracle
 from training.world.scenario import PACKAGE_TYPES, Outcomes, Scenario
 
@@ -196,3 +198,12 @@ def test_the_page_has_a_place_for_them(summary, tmp_path, monkeypatch):
     assert "### Team shares" in said
     with pytest.raises(SystemExit, match="no place"):
         truth.write(summary, 12_000, "large")
+
+
+def test_in_the_shop_without_causes_training_finds_nothing(tmp_path):
+    dataset = Dataset.open(generate(tmp_path / "shop", parcels=8_000, seed=0, scenario=scenario("null")))
+    result = train(dataset, out=tmp_path / "run", seed=0)
+    trained = {name: t["metrics"]["auc"] for name, t in result.metrics["targets"].items() if t["status"] == "trained"}
+    assert set(trained) == set(TARGETS)
+    for name, auc in trained.items():
+        assert auc["low"] <= 0.5 <= auc["high"], (name, auc)
