@@ -310,12 +310,21 @@ def main() -> int:
             "BENTOML_DO_NOT_TRACK": "true",
         }
         asked = bodies["doorstep" if name == "doorstep" else "peer"]
-        print(f"{name}: answering for {2 * args.seconds:.0f} seconds and a little", file=sys.stderr)
-        with server([sys.executable, *(word.format(port=port) for word in command)], port, **env) as (process, ready):
-            answers[name] = asyncio.run(probabilities(port, path, asked[:50]))
-            if name == "doorstep" and any(a["degraded"] for a in answers[name]):
-                raise SystemExit(f"doorstep served base rates: {answers[name][0]['warnings']}")
-            figures[name] = {"ready_seconds": ready, **asyncio.run(measure(process, port, path, asked, args))}
+        for attempt in range(3):
+            print(f"{name}: answering for {2 * args.seconds:.0f} seconds and a little", file=sys.stderr)
+            line = [sys.executable, *(word.format(port=port) for word in command)]
+            try:
+                with server(line, port, **env) as (process, ready):
+                    answers[name] = asyncio.run(probabilities(port, path, asked[:50]))
+                    if name == "doorstep" and any(a["degraded"] for a in answers[name]):
+                        raise SystemExit(f"doorstep served base rates: {answers[name][0]['warnings']}")
+                    figures[name] = {"ready_seconds": ready, **asyncio.run(measure(process, port, path, asked, args))}
+                break
+            except (asyncio.IncompleteReadError, ConnectionError):
+                # The peer's process now and then dies under load, in native code; ours may not.
+                if name == "doorstep" or attempt == 2:
+                    raise
+                print(f"{name}: the server died under load; once more", file=sys.stderr)
 
     worst = disagreement(answers["doorstep"], answers["peer"], made["calibration"])
     times = {
