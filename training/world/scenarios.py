@@ -103,8 +103,7 @@ def to_toml(what: Scenario) -> str:
 def _document(value: Any) -> Any:
     """Plain data: what has a name is found by it."""
     if is_dataclass(value):
-        own = {f.name: _document(getattr(value, f.name)) for f in fields(value)}
-        return own
+        return {f.name: _document(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple) and value and is_dataclass(value[0]):
         return {v.name: {k: x for k, x in _document(v).items() if k != "name"} for v in value}
     if isinstance(value, tuple):
@@ -113,14 +112,11 @@ def _document(value: Any) -> Any:
 
 
 def _merge(plain: Any, given: Any, at: str) -> Any:
-    if at in _NAMED and not plain:
+    named = at in _NAMED
+    if named and not plain:
         plain = {}
     if not isinstance(plain, dict) or not isinstance(given, Mapping) or at.endswith(("where", "sole")):
         return given
-    for key, value in given.items():
-        if at in _NAMED and not isinstance(value, Mapping):
-            raise ValueError(f"{at}.{key} is {value!r}; it is a table of its own, [{at}.{key}]")
-    named = at in _NAMED
     out = dict(plain)
     for key, value in given.items():
         place = f"{at}.{key}" if at else key
@@ -128,7 +124,7 @@ def _merge(plain: Any, given: Any, at: str) -> Any:
             close = difflib.get_close_matches(key, plain, 1)
             hint = f"; do you mean {close[0]}?" if close else f"; there are {', '.join(plain)}"
             raise ValueError(f"{place} is no parameter{hint}")
-        if isinstance(plain.get(key), dict) and not isinstance(value, Mapping):
+        if (named or isinstance(plain.get(key), dict)) and not isinstance(value, Mapping):
             raise ValueError(f"{place} is {value!r}; it is a table of its own, [{place}]")
         out[key] = _merge(plain.get(key), value, place) if key in plain else dict(value) if named else value
     return out
@@ -230,6 +226,7 @@ def _check(s: Scenario) -> None:
         lacks = [x for x in SERVICES if x not in only.services]
         need(not lacks, f"carriers.sole.{region}: {carrier} has no {', '.join(lacks)}, so nobody would serve it")
     for own in s.carriers.carriers:
+        need(own.share >= 0, f"carriers.carriers.{own.name}.share is {own.share}; it is 0 or more")
         for service in own.services:
             need(service in SERVICES, f"carriers.carriers.{own.name}.services: {service!r} is none of {SERVICES}")
         for name in ("notifies", "scans_late", "skips"):
@@ -242,9 +239,6 @@ def _check(s: Scenario) -> None:
         leans = ", ".join(carriers)
         need(node.leans_to in ("", *carriers), f"nodes.nodes.{node.name}.leans_to: there are {leans}")
         need(node.capacity > 0, f"nodes.nodes.{node.name}.capacity is {node.capacity}; it must be above 0")
-    for category in s.products.categories:
-        known_brand = category.leading_brand in s.products.brands
-        need(known_brand, f"products.categories.{category.name}.leading_brand: there are {', '.join(known['brand'])}")
     need(s.products.count >= len(s.products.categories), "products.count is below the number of categories")
     for name, value in (("customers.count", s.customers.count), ("return_window_days", s.return_window_days)):
         need(value >= 1, f"{name} is {value}; it must be at least 1")
@@ -263,9 +257,9 @@ def _check(s: Scenario) -> None:
         need(free or (min(values) >= 0 and sum(values) > 0), f"{name} holds a number below 0, or nothing but 0")
     need(min(s.carriers.transit_days) > 0, "carriers.transit_days must be above 0")
     need(min(s.carriers.transit_sigma) > 0, "carriers.transit_sigma must be above 0")
-    for own in s.carriers.carriers:
-        need(own.share >= 0, f"carriers.carriers.{own.name}.share is {own.share}; it is 0 or more")
     for category in s.products.categories:
+        known_brand = category.leading_brand in s.products.brands
+        need(known_brand, f"products.categories.{category.name}.leading_brand: there are {', '.join(known['brand'])}")
         for name in ("share", "fragility", "size", "mismatch", "defect", "mind"):
             value = getattr(category, name)
             need(value >= 0, f"products.categories.{category.name}.{name} is {value}; it is 0 or more")
@@ -279,8 +273,8 @@ def _check(s: Scenario) -> None:
     need(0 <= hours[0] < hours[1] <= 24, f"calendar opens at {hours[0]} and closes at {hours[1]}")
     first, last = s.nodes.cutoff_hours
     need(hours[0] < first <= last < 24, f"nodes.cutoff_hours are {first} and {last}; the earlier comes first")
-    if s.calendar.timezone not in available_timezones():
-        raise ValueError(f"calendar.timezone is {s.calendar.timezone!r}; give a name like Europe/Berlin")
+    zone = s.calendar.timezone
+    need(zone in available_timezones(), f"calendar.timezone is {zone!r}; give a name like Europe/Berlin")
     for name, value in (("lost_after_days", s.lost_after_days), ("outcomes.tail_days", s.outcomes.tail_days)):
         need(value > 0, f"{name} is {value}; it must be above 0")
     need(s.knowledge.inspection_days > 2, "knowledge.inspection_days must be above 2")
