@@ -29,7 +29,7 @@ from training.check import require
 from training.evaluate import evaluate
 from training.labels import Labels, labels, maturity_rule
 from training.leaks import Leak, LeakError, leaks
-from training.models import MIN_POSITIVES, MODELS, Fitted, fit
+from training.models import MIN_POSITIVES, MODELS, Fitted, ModelSpec, fit
 from training.splits import Fold, rolling, split, violations
 
 Progress = Callable[[str], None]
@@ -109,7 +109,7 @@ class TrainingResult:
     def holdout(self) -> pd.DataFrame:
         """Holdout of all targets: unit_id, decided_at, target, label, probability."""
         frames = [t.holdout for t in self.targets.values() if t.holdout is not None]
-        return pd.concat(frames, ignore_index=True) if frames else _holdout_frame("late", [], [], [], [])
+        return pd.concat(frames, ignore_index=True) if frames else holdout_frame("late", [], [], [], [])
 
 
 class TrainingError(ValueError):
@@ -153,10 +153,10 @@ def train(
     say("checking the dataset")
     require(dataset)
     say("joining tables and counting history")
-    facts = Facts.of(dataset, _moment(as_of, dataset.settings))
+    facts = Facts.of(dataset, moment_in(as_of, dataset.settings))
     end = facts.snapshot.as_of
     units = {name: labels(facts, name) for name in MODELS}
-    start = _moment(holdout_from, dataset.settings)
+    start = moment_in(holdout_from, dataset.settings)
     if start is None:
         start = _default_holdout(units, end)
     if not start < end:
@@ -176,10 +176,10 @@ def train(
         dataset.settings.simulated,
         {},
     )
-    matrices = _matrices(facts, units, say)
+    matrices = matrices_of(facts, units, say)
     fitted: dict[str, Fitted] = {}
     documents: dict[str, Any] = {}
-    _no_leaks(facts, units, matrices, start, end, trust)
+    no_leaks(facts, units, matrices, start, end, trust)
     for name in MODELS:
         report, document, model = _train_target(facts, units[name], matrices, start, end, seed, say)
         result.targets[name], documents[name] = report, document
@@ -222,7 +222,7 @@ def train(
     return result
 
 
-def _no_leaks(
+def no_leaks(
     facts: Facts,
     units: dict[str, Labels],
     matrices: Matrices,
@@ -238,15 +238,15 @@ def _no_leaks(
     found: list[Leak] = []
     for name, u in units.items():
         fold = split(u, start, end)
-        if not _why_not(facts, u, fold):
+        if not why_not(facts, u, fold):
             features = FeatureSet.for_target(name, facts.snapshot.settings)
-            matrix = _cut(matrices, features, u.row[fold.train])
+            matrix = cut(matrices, features, u.row[fold.train])
             found += leaks(name, features.features, matrix, fold.train_label, trust)
     if found:
         raise LeakError(found)
 
 
-def _moment(given: pd.Timestamp | str | None, settings: Settings) -> np.datetime64 | None:
+def moment_in(given: pd.Timestamp | str | None, settings: Settings) -> np.datetime64 | None:
     """A moment in UTC; without a zone it is on the shop's clock."""
     if given is None:
         return None
@@ -262,7 +262,7 @@ def _default_holdout(units: dict[str, Labels], end: np.datetime64) -> np.datetim
     return at.astype("datetime64[us]").astype("datetime64[D]").astype("datetime64[us]")
 
 
-def _why_not(facts: Facts, units: Labels, fold: Fold) -> str:
+def why_not(facts: Facts, units: Labels, fold: Fold) -> str:
     """Why a target cannot be trained, or an empty text."""
     target = TARGETS[units.target]
     kinds = set(facts.tables.get("events", {}).get("kind", ()))
@@ -287,7 +287,8 @@ def _why_not(facts: Facts, units: Labels, fold: Fold) -> str:
     return ""
 
 
-def _period(units: Labels, at: Array, label: Array) -> dict[str, Any]:
+def period(units: Labels, at: Array, label: Array) -> dict[str, Any]:
+    """What is told of one side of a split: rows, positives, and from when to when they were decided."""
     decided = units.decided_at[at]
     return {
         "rows": len(at),
@@ -301,7 +302,8 @@ Matrices = dict[str, tuple[FeatureSet, Array]]
 """Per unit every feature that any of its targets may use, and their values for all rows."""
 
 
-def _matrices(facts: Facts, units: dict[str, Labels], say: Progress) -> Matrices:
+def matrices_of(facts: Facts, units: dict[str, Labels], say: Progress) -> Matrices:
+    """Everything a model may read, computed once: a row's values are as of its decision, whatever is trained on it."""
     out: Matrices = {}
     for unit in ("parcel", "line"):
         if not any(len(u) for u in units.values() if u.unit == unit):
@@ -313,7 +315,7 @@ def _matrices(facts: Facts, units: dict[str, Labels], say: Progress) -> Matrices
     return out
 
 
-def _cut(matrices: Matrices, features: FeatureSet, row: Array) -> Array:
+def cut(matrices: Matrices, features: FeatureSet, row: Array) -> Array:
     """The values of some features for some rows, (n, f) float32."""
     every, matrix = matrices[features.unit]
     place = {name: i for i, name in enumerate(every.names)}
@@ -332,19 +334,16 @@ def _train_target(
     target, settings = TARGETS[units.target], facts.snapshot.settings
     rule = maturity_rule(target.name, settings.return_window_days, settings.lost_after_days)
     fold = split(units, start, end)
-    wrong = violations(units.decided_at, units.matures_at, fold.train, fold.test, start)
-    if wrong:
-        raise AssertionError(f"the split of {target.name} is broken, please report this: {'; '.join(wrong)}")
     excluded = fold.immature_train + fold.immature_test
     document: dict[str, Any] = {
         "status": "not_trained",
-        "why": _why_not(facts, units, fold),
+        "why": why_not(facts, units, fold),
         "unit": target.unit,
         "maturity": rule,
         "excluded_immature": excluded,
         "excluded": {"train": fold.immature_train, "holdout": fold.immature_test},
-        "train": _period(units, fold.train, fold.train_label),
-        "holdout": _period(units, fold.test, fold.test_label),
+        "train": period(units, fold.train, fold.train_label),
+        "holdout": period(units, fold.test, fold.test_label),
         "metrics": {},
         "baselines": {},
     }
@@ -352,19 +351,12 @@ def _train_target(
     if report.why:
         say(f"{target.name}: not trained: {report.why}")
         return report, document, None
-    every = FeatureSet.for_target(target.name, settings)
-    matrix = _cut(matrices, every, units.row)
-    useful = _useful(matrix[fold.train]) & _own_history(facts, every, units.row[fold.train])
-    features = FeatureSet(every.unit, tuple(f for f, keep in zip(every.features, useful, strict=True) if keep))
-    matrix = matrix[:, useful]
-    folds = rolling(units, start, 3 if len(fold.train) < MANY_ROWS else 1, 0.4 if len(fold.train) < MANY_ROWS else 0.75)
-    label = np.full(len(units), -1, dtype=np.int8)
-    label[fold.train] = fold.train_label
-    fitted = fit(MODELS[target.name], features, matrix, label, folds, seed, say)
+    fitted = fit_on(facts, units, matrices, fold, seed, say)
     report.status = document["status"] = "trained"
     report.params = fitted.params
     report.features = document["features"] = fitted.model.features.names
-    report.dropped = document["dropped"] = [n for n in every.names if n not in report.features]
+    every = FeatureSet.for_target(target.name, settings).names
+    report.dropped = document["dropped"] = [n for n in every if n not in report.features]
     document["calibration"] = {
         "slope": fitted.model.slope,
         "intercept": fitted.model.intercept,
@@ -372,6 +364,43 @@ def _train_target(
         "positives": fitted.calibration_positives,
     }
     return report, document, fitted
+
+
+def fit_on(
+    facts: Facts,
+    units: Labels,
+    matrices: Matrices,
+    fold: Fold,
+    seed: int,
+    say: Progress,
+    spec: ModelSpec | None = None,
+) -> Fitted:
+    """Fit one target on what a fold trains on, as every training does: the same features, inner folds and calibration.
+
+    Args:
+        facts: the joined dataset.
+        units: the target's labels.
+        matrices: as `matrices_of` makes them.
+        fold: what is trained on, and what it will be judged on, which is only checked here.
+        seed: of bagging and feature sampling.
+        say: told what is being done.
+        spec: how it is modelled, default as in `MODELS`.
+
+    Raises:
+        ValueError: the training rows hold one class only; ask `why_not` first.
+    """
+    wrong = violations(units.decided_at, units.matures_at, fold.train, fold.test, fold.at)
+    if wrong:
+        raise AssertionError(f"the split of {units.target} is broken, please report this: {'; '.join(wrong)}")
+    every = FeatureSet.for_target(units.target, facts.snapshot.settings)
+    matrix = cut(matrices, every, units.row)
+    useful = _useful(matrix[fold.train]) & _own_history(facts, every, units.row[fold.train])
+    features = FeatureSet(every.unit, tuple(f for f, keep in zip(every.features, useful, strict=True) if keep))
+    many = len(fold.train) >= MANY_ROWS
+    inner = rolling(units, fold.at, 1 if many else 3, 0.75 if many else 0.4)
+    label = np.full(len(units), -1, dtype=np.int8)
+    label[fold.train] = fold.train_label
+    return fit(spec or MODELS[units.target], features, matrix[:, useful], label, inner, seed, say)
 
 
 def _own_history(facts: Facts, features: FeatureSet, row: Array) -> Array:
@@ -413,9 +442,9 @@ def _judge(
     """Evaluate the loaded model, the one that would be served, and its baselines on the holdout."""
     fold = split(units, start, end)
     say(f"{units.target}: judging on {len(fold.test):,} {units.unit}s, with baselines and intervals")
-    matrix = _cut(matrices, model.features, units.row)
+    matrix = cut(matrices, model.features, units.row)
     probability = model.probability(matrix[fold.test])
-    report.holdout = _holdout_frame(
+    report.holdout = holdout_frame(
         units.target, units.unit_id[fold.test], units.decided_at[fold.test], fold.test_label, probability
     )
     report.groups = units.group[fold.test]
@@ -424,12 +453,34 @@ def _judge(
     report.sample = pd.DataFrame(rows, columns=model.features.names)
     report.contributions = model.slope * model.trees.contributions(rows)
 
-    inner = rolling(units, start, 1, 0.75)
+    rivals, report.baseline_notes = rivals_of(facts, units, model.features, matrix, fold)
+    judged = evaluate(fold.test_label, probability, rivals, groups=report.groups, seed=seed)
+    document["metrics"], document["baselines"] = judged["metrics"], judged["baselines"]
+    document["against_baselines"] = judged["against"]
+    document["baseline_notes"] = report.baseline_notes
+    document["base"] = model.base_probability
+
+
+def rivals_of(
+    facts: Facts, units: Labels, features: FeatureSet, matrix: Array, fold: Fold
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """What the baselines, fitted on what a fold trains on, say of its test rows.
+
+    Args:
+        facts: the joined dataset.
+        units: the target's labels.
+        features: what the model reads, and so the regression beside it.
+        matrix: (n, f) float32, a row per label of the target.
+        fold: what they are fitted and tried on.
+
+    Returns:
+        Probabilities (test rows,) by baseline, and what each baseline is, in words.
+    """
+    inner = rolling(units, fold.at, 1, 0.75)
     later = np.zeros(len(units), dtype=bool)
     later[fold.train] = True
     if inner:
         later[inner[0].train] = False
-    early = ~later
     codes = _codes(facts, units)
     known = np.zeros(len(units), dtype=np.int8)
     known[fold.train] = fold.train_label
@@ -438,22 +489,18 @@ def _judge(
 
     def part(mask: Array) -> BaselineFold:
         at = np.flatnonzero(mask & train)
-        frame = pd.DataFrame(matrix[at], columns=model.features.names)
+        frame = pd.DataFrame(matrix[at], columns=features.names)
         return BaselineFold(frame, codes.iloc[at].reset_index(drop=True), known[at])
 
-    baselines = fit_baselines(part(early), part(later))
-    test = pd.DataFrame(matrix[fold.test], columns=model.features.names)
+    baselines = fit_baselines(part(~later), part(later))
+    test = pd.DataFrame(matrix[fold.test], columns=features.names)
     test_codes = codes.iloc[fold.test].reset_index(drop=True)
     rivals = {name: b.predict(test, test_codes) for name, b in baselines.items()}
-    report.baseline_notes = {name: b.describe() for name, b in baselines.items()}
-    judged = evaluate(fold.test_label, probability, rivals, groups=report.groups, seed=seed)
-    document["metrics"], document["baselines"] = judged["metrics"], judged["baselines"]
-    document["against_baselines"] = judged["against"]
-    document["baseline_notes"] = report.baseline_notes
-    document["base"] = model.base_probability
+    return rivals, {name: b.describe() for name, b in baselines.items()}
 
 
-def _holdout_frame(target: str, ids: Any, decided: Any, label: Any, probability: Any) -> pd.DataFrame:
+def holdout_frame(target: str, ids: Any, decided: Any, label: Any, probability: Any) -> pd.DataFrame:
+    """Rows of `holdout.parquet`: unit_id, decided_at, target, label, probability."""
     return pd.DataFrame(
         {
             "unit_id": pd.Series(ids, dtype="str"),

@@ -9,7 +9,7 @@ the time labels take to mature, row by row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,26 +86,38 @@ def rolling(labels: Labels, until: np.datetime64, folds: int, first_share: float
     decided = labels.decided_at[mature & (labels.decided_at < until)]
     if not len(decided):
         return []
-    cuts = np.quantile(decided.astype(np.int64), np.linspace(first_share, 1, folds + 1)[:-1])
-    origins = np.unique(cuts.astype(np.int64).astype("datetime64[us]").astype("datetime64[D]").astype("datetime64[us]"))
+    return folds_at(labels, evenly(decided, folds, first_share), until)
+
+
+def evenly(decided_at: Array, origins: int, first_share: float = 0.4) -> Array:
+    """Origins, at midnight UTC, with equally many of the decisions before each next one.
+
+    Args:
+        decided_at: (n,) datetime64[us], of the units that can be judged.
+        origins: how many.
+        first_share: share of the decisions before the first.
+
+    Returns:
+        (origins,) datetime64[us] in order of time; fewer where several would fall on one day.
+    """
+    cuts = np.quantile(decided_at.astype(np.int64), np.linspace(first_share, 1, origins + 1)[:-1])
+    return np.unique(cuts.astype(np.int64).astype("datetime64[us]").astype("datetime64[D]").astype("datetime64[us]"))
+
+
+def folds_at(labels: Labels, origins: Array, until: np.datetime64) -> list[Fold]:
+    """A fold per origin, tested on what was decided from there to the next one, with labels as known at `until`.
+
+    Folds without a row to train on or to test on are left out.
+    """
     out = []
     for origin, end in zip(origins, [*origins[1:], until], strict=True):
         if not origin < end:
             continue
         fold = split(labels, origin, until)
         inside = labels.decided_at[fold.test] < end
-        out.append(
-            Fold(
-                origin,
-                until,
-                fold.train,
-                fold.train_label,
-                fold.test[inside],
-                fold.test_label[inside],
-                fold.immature_train,
-                fold.immature_test,
-            )
-        )
+        period = (labels.decided_at >= origin) & (labels.decided_at < end) & ~np.isnat(labels.matures_at)
+        young = int(np.count_nonzero(period & ~(labels.matures_at < until)))
+        out.append(replace(fold, test=fold.test[inside], test_label=fold.test_label[inside], immature_test=young))
     return [f for f in out if len(f.train) and len(f.test)]
 
 
