@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +104,19 @@ def targets(_: str = "") -> str:
 def teams(_: str = "") -> str:
     """The owner teams, as a sentence's part."""
     return ", ".join(f"`{t}`" for t in TEAMS)
+
+
+def return_codes(_: str = "") -> str:
+    """The systems whose return reason codes are known, and how many of their codes give which reason."""
+    systems = tomllib.loads(files("features").joinpath("reason_codes.toml").read_text(encoding="utf-8"))
+    uses = Counter(reason for system in systems.values() for reason in system["codes"].values() if reason)
+    reasons = [reason for reason, _ in uses.most_common()]
+    rows = []
+    for system in systems.values():
+        given = list(system["codes"].values())
+        counts = (str(given.count(reason) or "") for reason in (*reasons, ""))
+        rows.append((f"[{system['words']}]({system['source']})", str(len(given)), *counts))
+    return _table(("system", "codes", *(f"`{reason}`" for reason in reasons), "not stated"), rows)
 
 
 def features(team: str) -> str:
@@ -341,6 +357,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "order-of-times": order_of_times,
     "targets": targets,
     "teams": teams,
+    "return-codes": return_codes,
     "features": features,
     "feature-count": feature_count,
     "command": command,

@@ -56,6 +56,7 @@ def test_the_wheel_holds_the_packages_with_their_types_and_nothing_else(built: P
     assert code == set().union(*(files(package) for package in PACKAGES))
     assert {PurePosixPath(name).parts[0] for name in own} == set(PACKAGES)
     assert f"{metadata}/licenses/LICENSE" in names
+    assert "features/reason_codes.toml" in names
 
 
 def test_the_wheel_declares_the_command_and_keeps_training_out_of_the_base_install(built: Path) -> None:
