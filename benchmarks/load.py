@@ -123,7 +123,7 @@ def prepare(directory: Path, parcels: int) -> None:
     from features.rows import Rows
     from features.snapshot import Snapshot
     from serving.bundle import Bundle
-    from serving.score import _tables, explain_rows
+    from serving.score import Scoring, _tables
     from training.pipeline import train
     from training.world import generate
 
@@ -165,7 +165,8 @@ def prepare(directory: Path, parcels: int) -> None:
 
     peers = []
     for request in requests:
-        explained = list(explain_rows(bundle, Rows(_tables([request], snapshot), snapshot)))
+        scoring = Scoring(bundle, Rows(_tables([request], snapshot), snapshot))
+        explained = [e for _, e in scoring.targets()]
         peer: dict[str, Any] = {"parcel": {}, "lines": [{} for _ in request["lines"]]}
         for e in explained:
             for i, row in enumerate(e.matrix.tolist()):

@@ -44,7 +44,7 @@ from features.snapshot import Facts  # noqa: E402
 from features.vocabulary import TARGETS as UNITS  # noqa: E402
 from features.vocabulary import TEAMS  # noqa: E402
 from serving.bundle import Bundle  # noqa: E402
-from serving.score import explain_rows  # noqa: E402
+from serving.score import Scoring  # noqa: E402
 from training.labels import Labels, labels  # noqa: E402
 from training.models import MODELS  # noqa: E402
 from training.pipeline import train  # noqa: E402
@@ -259,7 +259,7 @@ def teams(run: Run, seed: int) -> Iterator[Found]:
 def _explained(run: Run, target: str, ids: Array) -> Array:
     """The explanation's points by team, (n, teams)."""
     rows = some(run.facts, ids, UNITS[target].unit)
-    explained = next(e for e in explain_rows(run.bundle, rows) if e.model.target == target)
+    explained = dict(Scoring(run.bundle, rows).targets())[target]
     mine = rows.parcel_id if UNITS[target].unit == "parcel" else rows.line_id
     at = pd.Index(mine).get_indexer(pd.Index(ids))
     return np.column_stack([explained.teams[team][at] for team in TEAMS])

@@ -35,6 +35,7 @@ KEYS: dict[str, str] = {
     "lost_after_days": "whole days after which a parcel that did not arrive counts as lost (30 if absent)",
     "extracted_at": "the moment the extract was taken; nothing later can be in it",
     "codes": "tables [codes.COLUMN]: the shop's code = the code to use instead",
+    "reasons": "table [reasons]: a return reason of the shop's own, or one of Doorstep's = the team that owns it",
     "extra": "tables [[extra]]: further columns that become features",
     "simulated": "true if the data come from a simulation, so that every figure says so (false if absent)",
 }
@@ -130,6 +131,7 @@ class Settings:
         lost_after_days: days after which a parcel that did not arrive counts as lost.
         extracted_at: when the extract was taken (UTC), None if not said.
         codes: for each column the shop's codes and what each is read as; an empty text means "no value".
+        reasons: return reasons of the shop's own, or Doorstep's given to another team, and the team that owns each.
         extra: further columns that become features.
         simulated: the data come from a simulation; every figure from them then says so.
     """
@@ -141,6 +143,7 @@ class Settings:
     lost_after_days: int = 30
     extracted_at: pd.Timestamp | None = None
     codes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[Extra, ...] = ()
     simulated: bool = False
 
@@ -154,6 +157,7 @@ class Settings:
             "lost_after_days": self.lost_after_days,
             "extracted_at": None if self.extracted_at is None else self.extracted_at.isoformat(),
             "codes": {column: dict(mapping) for column, mapping in self.codes.items()},
+            "reasons": dict(self.reasons),
             "extra": [_extra_json(e) for e in self.extra],
             "simulated": self.simulated,
         }
@@ -185,6 +189,8 @@ class Settings:
             lines.append(f"extracted_at = {self.extracted_at.isoformat()}")
         for column, mapping in self.codes.items():
             lines += ["", f"[codes.{_quoted(column)}]", *(f"{_quoted(k)} = {_quoted(v)}" for k, v in mapping.items())]
+        if self.reasons:
+            lines += ["", "[reasons]", *(f"{_quoted(k)} = {_quoted(v)}" for k, v in self.reasons.items())]
         for e in self.extra:
             lines += ["", "[[extra]]", *(f"{k} = {_quoted(v)}" for k, v in _extra_json(e).items())]
         return "\n".join(lines) + "\n"
@@ -256,6 +262,7 @@ def parse_settings(
         lost_after_days=days("lost_after_days"),
         extracted_at=_parse_moment(document.get("extracted_at"), zone, wrong),
         codes=codes,
+        reasons=_parse_reasons(document.get("reasons", {}), wrong),
         extra=extra,
         simulated=take("simulated", bool, False),
     )
@@ -320,6 +327,25 @@ def _parse_codes(value: Any, wrong: Any) -> dict[str, dict[str, str]]:
                 )
         codes[str(column)] = clean
     return codes
+
+
+def _parse_reasons(value: Any, wrong: Any) -> dict[str, str]:
+    shape = '[reasons] with lines like "itchy" = "listing"'
+    if not isinstance(value, Mapping):
+        wrong("reasons", f"given {value!r}", shape)
+        return {}
+    found: dict[str, str] = {}
+    for reason, team in value.items():
+        name = str(reason).strip()
+        if not name:
+            wrong("reasons", f"a reason without a name, owned by {team!r}", shape)
+        elif not isinstance(team, str) or team.strip() not in TEAMS:
+            owner = "by nobody" if team == "" else f"by {team!r}, which is no team"
+            todo = suggestion(str(team), TEAMS) or "name the team that could have prevented it"
+            wrong(f"reasons.{name}", f"is owned {owner}", ", ".join(TEAMS), todo)
+        else:
+            found[name] = team.strip()
+    return found
 
 
 def _parse_extra(value: Any, wrong: Any) -> tuple[Extra, ...]:

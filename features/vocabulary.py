@@ -1,4 +1,4 @@
-"""The words Doorstep shares with a shop: event kinds, owner teams, targets and codes. Data only.
+"""The words Doorstep shares with a shop: event kinds, owner teams, targets, return reasons and codes. Data only.
 
 Everything here is plain data so that the same words are used by the tables, the models, the answers and the
 documentation. Codes of a shop are mapped to these words in `dataset.toml`, section `[codes]`.
@@ -88,6 +88,37 @@ TARGETS: dict[str, Target] = {
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an order line came back.
+
+    Attributes:
+        name: public name, as in answers.
+        team: the owner team that could have prevented it.
+        words: the reason as it stands after "comes back because".
+    """
+
+    name: str
+    team: str
+    words: str
+
+
+RETURN_REASONS: dict[str, Reason] = {
+    r.name: r
+    for r in (
+        Reason("wrong_size", "listing", "it does not fit"),
+        Reason("not_as_described", "listing", "it is not what the listing shows"),
+        Reason("defect", "listing", "the product does not work"),
+        Reason("damaged", "packing", "it arrived broken"),
+        Reason("late", "carrier", "it came too late"),
+        Reason("changed_mind", "customer", "the customer does not want it any more"),
+        Reason("wrong_item", "fulfilment", "something else was in the parcel"),
+        Reason("missing_parts", "fulfilment", "something was missing"),
+    )
+}
+"""Return reasons and whose each is. A shop may add its own, or give one to another team, see `features.reasons`."""
 
 GENERIC_BASE_RATES: dict[str, float] = {
     "late": 0.08,

@@ -1,8 +1,9 @@
 """The bundle: one trained version of all models as plain files, verified before anything in it is parsed. No pickle.
 
 It holds, per target, the compiled trees that are served, LightGBM's own model text for people and audits, the two
-calibration numbers, and the features it was trained on; and the shop's settings. It refuses to load where it would not
-answer as it was evaluated: another protocol, a changed file, or features that compute something else in this version.
+calibration numbers, and the features it was trained on; the same for the reasons of returns; and the shop's settings.
+It refuses to load where it would not answer as it was evaluated: another protocol, a changed file, or features that
+compute something else in this version.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from features.files import ArtefactError, digest_of, seal, verify
 from features.matrix import FeatureSet, fingerprint, inputs
 from features.settings import Settings
 from features.vocabulary import TARGETS
-from serving.explain import logistic, points
+from serving.explain import logistic, points, usual_words
+from serving.reasons import ReasonModel
 from serving.trees import CompiledTrees
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raise when a bundle written before can no longer be read as it was meant."""
 
 KIND = "doorstep-bundle"
+REASON = "return_reason"
+"""Name of the model of P(reason | return) among the targets' models."""
+
 MAKE = "doorstep train DATASET --out DIR"
 
 
@@ -74,8 +79,7 @@ class TargetModel:
     @cached_property
     def usual_words(self) -> list[str | None]:
         """The usual value of each feature in words, None where there is none."""
-        shown = zip(self.features.features, self.usual, strict=True)
-        return [None if np.isnan(value) else f.show(value) for f, value in shown]
+        return usual_words(self.features, self.usual)
 
     @cached_property
     def teams(self) -> list[str]:
@@ -91,12 +95,20 @@ class Bundle:
         digest: SHA-256 of its manifest.
         settings: the shop's settings it was trained with.
         targets: model per trained target.
+        reasons: the model of P(reason | return), None where it could not be trained.
         meta: what the training said of it: dataset, as_of, holdout_from, why a target was not trained.
     """
 
-    def __init__(self, digest: str, settings: Settings, targets: Mapping[str, TargetModel], meta: Mapping[str, Any]):
+    def __init__(
+        self,
+        digest: str,
+        settings: Settings,
+        targets: Mapping[str, TargetModel],
+        reasons: ReasonModel | None,
+        meta: Mapping[str, Any],
+    ):
         self.digest, self.name = digest, digest[:12]
-        self.settings, self.targets, self.meta = settings, dict(targets), dict(meta)
+        self.settings, self.targets, self.reasons, self.meta = settings, dict(targets), reasons, dict(meta)
 
     @staticmethod
     def load(path: str | Path) -> Bundle:
@@ -110,8 +122,9 @@ class Bundle:
         meta = verify(folder, KIND, PROTOCOL, MAKE)
         settings = Settings.from_json(meta["settings"])
         targets: dict[str, TargetModel] = {}
+        reasons: ReasonModel | None = None
         for name, m in meta["targets"].items():
-            unit = TARGETS[name].unit
+            unit = "line" if name == REASON else TARGETS[name].unit
             try:
                 features = FeatureSet.named(unit, m["features"], settings)
                 trees = CompiledTrees.load(folder / "trees" / name)
@@ -123,8 +136,13 @@ class Bundle:
                     f"trained: train again with `{MAKE}`, or serve it with the version that made it"
                 )
             usual = tuple(np.nan if u is None else u for u in m["usual"])
-            targets[name] = TargetModel(name, features, trees, m["slope"], m["intercept"], m["base_rate"], usual)
-        return Bundle(digest_of(folder), settings, targets, meta["training"])
+            if name == REASON:
+                per_reason = (tuple(m[key]) for key in ("reasons", "owners", "bases", "intercepts", "mix"))
+                named, owners, bases, intercepts, mix = per_reason
+                reasons = ReasonModel(named, owners, features, trees, bases, m["slope"], intercepts, mix, usual)
+            else:
+                targets[name] = TargetModel(name, features, trees, m["slope"], m["intercept"], m["base_rate"], usual)
+        return Bundle(digest_of(folder), settings, targets, reasons, meta["training"])
 
     @staticmethod
     def save(
@@ -133,6 +151,7 @@ class Bundle:
         targets: Mapping[str, TargetModel],
         texts: Mapping[str, str],
         training: Mapping[str, Any],
+        reasons: ReasonModel | None = None,
     ) -> Bundle:
         """Write a bundle, whole or not at all, and load it back.
 
@@ -140,25 +159,31 @@ class Bundle:
             to: folder of the bundle; a bundle already there is replaced.
             settings: the shop's settings.
             targets: model per target.
-            texts: LightGBM's model text per target.
+            texts: LightGBM's model text per target, and of `REASON` where there is one.
             training: plain data about the training, for people.
+            reasons: the model of return reasons.
         """
         to = Path(to)
         part = to.with_name(f".{to.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         (part / "models").mkdir(parents=True)
         models: dict[str, Any] = {}
-        for name, model in targets.items():
+        every: dict[str, TargetModel | ReasonModel] = {**targets, **({REASON: reasons} if reasons else {})}
+        for name, model in every.items():
             model.trees.save(part / "trees" / name)
             (part / "models" / f"{name}.txt").write_text(texts[name])
             models[name] = {
                 "features": model.features.names,
                 "fingerprint": fingerprint(model.features, settings),
                 "slope": model.slope,
-                "intercept": model.intercept,
-                "base_rate": model.base_rate,
                 "usual": [None if np.isnan(u) else float(u) for u in model.usual],
             }
+            if isinstance(model, ReasonModel):
+                models[name] |= {
+                    k: list(getattr(model, k)) for k in ("reasons", "owners", "bases", "intercepts", "mix")
+                }
+            else:
+                models[name] |= {"intercept": model.intercept, "base_rate": model.base_rate}
         seal(part, to, KIND, PROTOCOL, {"settings": settings.to_json(), "targets": models, "training": dict(training)})
         return Bundle.load(to)
 
@@ -178,27 +203,32 @@ class Bundle:
         return self._columns[unit][0]
 
     def cut(self, target: str, matrix: Array) -> Array:
-        """The columns of one target's model, (n, f), out of a matrix of `columns`."""
-        unit = TARGETS[target].unit
+        """The columns of one target's model (or `REASON`'s), (n, f), out of a matrix of `columns`."""
+        unit = "line" if target == REASON else TARGETS[target].unit
         return np.take(matrix, self._columns[unit][1][target], axis=1)
 
     @cached_property
     def _columns(self) -> dict[str, tuple[FeatureSet, dict[str, Array]]]:
         out = {}
         for unit in ("parcel", "line"):
-            models = [m for m in self.targets.values() if m.features.unit == unit]
-            if not models:
+            sets = {name: f for name, f in self._feature_sets.items() if f.unit == unit}
+            if not sets:
                 continue
-            every = FeatureSet.union(m.features for m in models)
+            every = FeatureSet.union(sets.values())
             place = {name: i for i, name in enumerate(every.names)}
-            cuts = {m.target: np.array([place[n] for n in m.features.names], dtype=np.int64) for m in models}
+            cuts = {m: np.array([place[n] for n in f.names], dtype=np.int64) for m, f in sets.items()}
             out[unit] = every, cuts
         return out
 
     @cached_property
+    def _feature_sets(self) -> dict[str, FeatureSet]:
+        sets = {name: m.features for name, m in self.targets.items()}
+        return sets | ({REASON: self.reasons.features} if self.reasons else {})
+
+    @cached_property
     def inputs(self) -> list[str]:
         """Raw columns (`table.column`) that any of the models reads."""
-        return sorted({c for m in self.targets.values() for c in inputs(m.features, self.settings)})
+        return sorted({c for features in self._feature_sets.values() for c in inputs(features, self.settings)})
 
     def _in(self, frame: pd.DataFrame, targets: list[str] | None) -> list[TargetModel]:
         if targets is None:

@@ -120,11 +120,28 @@ class Risk(TypedDict):
     drivers: list[Driver]
 
 
+class ReasonShare(TypedDict):
+    """The likeliest reason of a return, and what makes it that likely: base + sum(teams) = share, to 1e-9."""
+
+    reason: str
+    owner: Annotated[str, Field(description="the team that could prevent returns for this reason")]
+    share: Annotated[float, Field(ge=0, le=1, description="if the line comes back, the chance that it is for this")]
+    base: Annotated[float, Field(ge=0, le=1, description="the share before anything is known of the line")]
+    teams: Annotated[dict[str, float], Field(description="share by the owner team of the features")]
+    drivers: list[Driver]
+
+
 class ReturnRisk(Risk):
-    """The risk that one order line is sent back."""
+    """The risk that one order line is sent back, once it is delivered."""
 
     line_id: str
-    reasons: NotRequired[dict[str, float]]
+    not_kept: NotRequired[
+        Annotated[float, Field(ge=0, le=1, description="chance that it never arrives, or arrives and is sent back")]
+    ]
+    reasons: NotRequired[
+        Annotated[dict[str, float], Field(description="if it comes back, the chance of each reason; they sum to 1")]
+    ]
+    reason: NotRequired[ReasonShare]
 
 
 class Answer(TypedDict):

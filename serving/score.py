@@ -22,8 +22,9 @@ from features.rows import Rows
 from features.settings import Extra
 from features.snapshot import Snapshot
 from features.vocabulary import GENERIC_BASE_RATES, TARGETS, TEAMS
-from serving.bundle import Bundle, TargetModel
+from serving.bundle import REASON, Bundle, TargetModel
 from serving.explain import by_team
+from serving.reasons import ReasonModel
 
 TOP = 3
 """Drivers named per team; a team's smaller ones are one entry, so that drivers add up as teams do."""
@@ -48,26 +49,23 @@ def _points(share: float) -> str:
 
 @dataclass(frozen=True)
 class Explained:
-    """One target over the rows of a unit.
+    """One probability of each row of a unit, a target's or a reason's share, and what drives it.
 
     Attributes:
         model: the model.
         matrix: (n, f) float32 feature values.
         probability: (n,).
+        base: (n,) probability before anything is known of the row.
         points: (n, f).
         teams: (n,) points per team.
     """
 
-    model: TargetModel
+    model: TargetModel | ReasonModel
     matrix: Array
     probability: Array
+    base: Array
     points: Array
     teams: Mapping[str, Array]
-
-    @property
-    def base(self) -> float:
-        """Probability before anything is known of the row."""
-        return self.model.base_probability
 
     def drivers(self, row: int) -> list[dict[str, Any]]:
         """What drives the row's risk, by team: the largest few named, the rest of each team as one entry."""
@@ -108,27 +106,74 @@ class Explained:
                 )
         return out
 
-    def risk(self, row: int) -> dict[str, Any]:
-        """The row's answer."""
+    def made_of(self, row: int) -> dict[str, Any]:
+        """What the row's probability is made of: base, teams and drivers."""
         return {
-            "probability": float(self.probability[row]),
-            "base": self.base,
-            "base_rate": self.model.base_rate,
+            "base": float(self.base[row]),
             "teams": {team: float(self.teams[team][row]) for team in TEAMS},
             "drivers": self.drivers(row),
         }
 
 
-def explain_rows(bundle: Bundle, rows: Rows) -> Iterator[Explained]:
-    """Score and explain every target of a bundle for all rows of its unit."""
-    whole: dict[str, Array] = {}
-    for target, model in bundle.targets.items():
-        unit = TARGETS[target].unit
-        if unit not in whole:
-            whole[unit] = values(rows, bundle.columns(unit))
-        matrix = bundle.cut(target, whole[unit])
-        probability, risk = model.explain(matrix)
-        yield Explained(model, matrix, probability, risk, by_team(risk, model.teams))
+@dataclass(frozen=True)
+class Reasons:
+    """Why lines would come back.
+
+    Attributes:
+        model: the model.
+        shares: (n, K), each row sums to 1.
+        which: (n,) the likeliest reason.
+        likeliest: its share, and what drives it.
+    """
+
+    model: ReasonModel
+    shares: Array
+    which: Array
+    likeliest: Explained
+
+    def of(self, row: int) -> dict[str, Any]:
+        """The row's answer."""
+        k = int(self.which[row])
+        return {
+            "reasons": dict(zip(self.model.reasons, self.shares[row].tolist(), strict=True)),
+            "reason": {
+                "reason": self.model.reasons[k],
+                "owner": self.model.owners[k],
+                "share": float(self.likeliest.probability[row]),
+                **self.likeliest.made_of(row),
+            },
+        }
+
+
+class Scoring:
+    """What a bundle says of some rows; the features of a unit are computed once, when they are first needed."""
+
+    def __init__(self, bundle: Bundle, rows: Rows) -> None:
+        self.bundle, self.rows = bundle, rows
+        self._whole: dict[str, Array] = {}
+
+    def _matrix(self, target: str, unit: str) -> Array:
+        if unit not in self._whole:
+            self._whole[unit] = values(self.rows, self.bundle.columns(unit))
+        return self.bundle.cut(target, self._whole[unit])
+
+    def targets(self) -> Iterator[tuple[str, Explained]]:
+        """Every target, scored and explained for all rows of its unit."""
+        for target, model in self.bundle.targets.items():
+            matrix = self._matrix(target, TARGETS[target].unit)
+            probability, risk = model.explain(matrix)
+            base = np.full(len(matrix), model.base_probability)
+            yield target, Explained(model, matrix, probability, base, risk, by_team(risk, model.teams))
+
+    def reasons(self) -> Reasons | None:
+        """Why each line would come back; None where the bundle has no such model."""
+        model = self.bundle.reasons
+        if model is None:
+            return None
+        matrix = self._matrix(REASON, "line")
+        shares, which, base, risk = model.explain(matrix)
+        share = np.take_along_axis(shares, which[:, None], axis=1)[:, 0]
+        return Reasons(model, shares, which, Explained(model, matrix, share, base, risk, by_team(risk, model.teams)))
 
 
 def answer(bundle: Bundle | None, snapshot: Snapshot | None, requests: Sequence[Request]) -> list[dict[str, Any]]:
@@ -159,21 +204,32 @@ def answer(bundle: Bundle | None, snapshot: Snapshot | None, requests: Sequence[
     return out
 
 
+def _risk(explained: Explained, base_rate: float, row: int) -> dict[str, Any]:
+    """A row's answer about a target."""
+    return {"probability": float(explained.probability[row]), "base_rate": base_rate, **explained.made_of(row)}
+
+
 def _answer_together(bundle: Bundle, snapshot: Snapshot, requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
     tables = _tables(requests, snapshot)
     rows = Rows(tables, snapshot)
-    by_target = {e.model.target: e for e in explain_rows(bundle, rows)}
+    scoring = Scoring(bundle, rows)
+    by_target, reasons = dict(scoring.targets()), scoring.reasons()
     parcel_targets = [n for n in by_target if TARGETS[n].unit == "parcel"]
+    rate = {name: model.base_rate for name, model in bundle.targets.items()}
     as_of = f"{snapshot.as_of}Z"
     line = 0
     for i, request in enumerate(requests):
         lines = request.get("lines") or ()
-        explained = by_target.get("returned")
-        returns = [
-            {"line_id": given.get("line_id"), **explained.risk(line + k)}
-            for k, given in enumerate(lines)
-            if explained is not None
-        ]
+        returned, undelivered = by_target.get("returned"), by_target.get("undelivered")
+        returns: list[dict[str, Any]] = []
+        for at, given in enumerate(lines, start=line):
+            if returned is None:
+                break
+            entry = {"line_id": given.get("line_id"), **_risk(returned, rate["returned"], at)}
+            if undelivered is not None:
+                lost = float(undelivered.probability[i])
+                entry["not_kept"] = lost + (1 - lost) * entry["probability"]
+            returns.append(entry | (reasons.of(at) if reasons is not None else {}))
         yield {
             "parcel_id": request.get("parcel", {}).get("parcel_id"),
             "bundle": bundle.name,
@@ -181,7 +237,7 @@ def _answer_together(bundle: Bundle, snapshot: Snapshot, requests: Sequence[Requ
             "degraded": False,
             "missing": missing(bundle, request),
             "warnings": _warnings(snapshot, request, rows.parcels.decided_at[i]) + _unlisted(rows, request, line),
-            "risks": {name: by_target[name].risk(i) for name in parcel_targets},
+            "risks": {name: _risk(by_target[name], rate[name], i) for name in parcel_targets},
             "returns": returns,
         }
         line += len(lines)
@@ -335,6 +391,11 @@ def _base_rates(bundle: Bundle | None, snapshot: Snapshot | None, request: Reque
         return {"probability": p, "base": p, "base_rate": p, "teams": dict.fromkeys(TEAMS, 0.0), "drivers": []}
 
     lines = request.get("lines") or ()
+    reasons = (
+        {}
+        if bundle is None or bundle.reasons is None
+        else {"reasons": dict(zip(bundle.reasons.reasons, bundle.reasons.mix, strict=True))}
+    )
     return {
         "parcel_id": request.get("parcel", {}).get("parcel_id"),
         "bundle": None if bundle is None else bundle.name,
@@ -343,7 +404,9 @@ def _base_rates(bundle: Bundle | None, snapshot: Snapshot | None, request: Reque
         "missing": [],
         "warnings": [f"{why}: these are base rates from {source}, the same for every parcel"],
         "risks": {n: risk(n) for n in rates if TARGETS[n].unit == "parcel"},
-        "returns": [{"line_id": x.get("line_id"), **risk("returned")} for x in lines] if "returned" in rates else [],
+        "returns": [{"line_id": x.get("line_id"), **risk("returned"), **reasons} for x in lines]
+        if "returned" in rates
+        else [],
     }
 
 
@@ -351,16 +414,24 @@ def score(bundle: Bundle, rows: Rows, decided_from: np.datetime64 | None = None)
     """Score and explain all rows, or those decided from a moment on, a frame per target.
 
     Columns: unit_id, unit, order_id, sku (of lines), target, decided_at, probability, base, `team_<name>` points, and
-    drivers, the texts of the largest three, largest first.
+    drivers, the texts of the largest three, largest first. Rows of `returned` have further `reason_<name>`, the shares
+    of the reasons if the line comes back, and `reason_drivers`, what drives the likeliest of them.
     """
-    for explained in explain_rows(bundle, rows):
-        name, unit = explained.model.target, explained.model.features.unit
+    scoring = Scoring(bundle, rows)
+    for name, explained in scoring.targets():
+        unit = TARGETS[name].unit
         ids = rows.parcel_id if unit == "parcel" else rows.line_id
         decided = (rows.parcels if unit == "parcel" else rows.lines).decided_at
         keep = ~absent(ids)
         if decided_from is not None:
             keep &= decided >= decided_from
         keep = np.flatnonzero(keep)
+        why: dict[str, Any] = {}
+        reasons = scoring.reasons() if name == "returned" else None
+        if reasons is not None:
+            shares = reasons.shares[keep].T
+            why = {f"reason_{r}": share for r, share in zip(reasons.model.reasons, shares, strict=True)}
+            why["reason_drivers"] = _top_texts(reasons.likeliest, keep)
         yield pd.DataFrame(
             {
                 "unit_id": ids[keep],
@@ -370,9 +441,10 @@ def score(bundle: Bundle, rows: Rows, decided_from: np.datetime64 | None = None)
                 "target": name,
                 "decided_at": pd.DatetimeIndex(decided[keep]).tz_localize("UTC"),
                 "probability": explained.probability[keep],
-                "base": explained.base,
+                "base": explained.base[keep],
                 **{f"team_{team}": explained.teams[team][keep] for team in TEAMS},
                 "drivers": _top_texts(explained, keep),
+                **why,
             }
         )
 

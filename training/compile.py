@@ -83,22 +83,57 @@ def compile_booster(booster: lightgbm.Booster) -> CompiledTrees:
     Raises:
         ValueError: the model has something that cannot be represented exactly; the message says what to train instead.
     """
-    model = booster.dump_model()
+    model = _dumped(booster)
     outputs = model["num_tree_per_iteration"]
     if outputs != 1:
         raise ValueError(f"the model has {outputs} outputs; one can be compiled: train one binary model per class")
+    trees = [_leaves(tree["tree_structure"], i) for i, tree in enumerate(model["tree_info"])]
+    return _compiled(trees, model["max_feature_idx"] + 1)
+
+
+def compile_classes(booster: lightgbm.Booster) -> tuple[CompiledTrees, Array]:
+    """Compile a LightGBM model with K outputs into one forest, whose column `k * f + i` is feature i of output k.
+
+    A row is looked up once for all outputs, if it is given K times side by side; its contributions are then those of
+    `predict(pred_contrib=True)`, output by output.
+
+    Args:
+        booster: as for `compile_booster`, with any number of outputs.
+
+    Returns:
+        The compiled trees, and (K,) phi_0 of each output in raw score.
+
+    Raises:
+        ValueError: as `compile_booster`.
+    """
+    model = _dumped(booster)
+    outputs, f = model["num_tree_per_iteration"], model["max_feature_idx"] + 1
+    trees = [_leaves(tree["tree_structure"], i, first=i % outputs * f) for i, tree in enumerate(model["tree_info"])]
+    bases = [_base(trees[k::outputs]) for k in range(outputs)]
+    return _compiled(trees, outputs * f), np.array(bases)
+
+
+def _dumped(booster: lightgbm.Booster) -> dict[str, Any]:
+    model: dict[str, Any] = booster.dump_model()
     if model["average_output"]:
         raise ValueError("the model averages its trees (boosting=rf), sums can be compiled: train with boosting=gbdt")
     if not model["tree_info"]:
         raise ValueError("the model has no trees: train at least one iteration")
-    trees = [_leaves(tree["tree_structure"], i) for i, tree in enumerate(model["tree_info"])]
+    return model
+
+
+def _compiled(trees: list[list[_Leaf]], columns: int) -> CompiledTrees:
     groups = [group for i, leaves in enumerate(trees) for group in _groups(leaves, i)]
-    base = math.fsum(leaf.value * math.prod(leaf.shares.values()) for leaves in trees for leaf in leaves)
-    return CompiledTrees(_arrays(groups, model["max_feature_idx"] + 1, base))
+    return CompiledTrees(_arrays(groups, columns, _base(trees)))
 
 
-def _leaves(root: dict[str, Any], tree: int) -> list[_Leaf]:
-    """Leaves of a dumped tree, depth first."""
+def _base(trees: list[list[_Leaf]]) -> float:
+    """The mean of some trees over the training rows, as TreeSHAP weighs them."""
+    return math.fsum(leaf.value * math.prod(leaf.shares.values()) for leaves in trees for leaf in leaves)
+
+
+def _leaves(root: dict[str, Any], tree: int, first: int = 0) -> list[_Leaf]:
+    """Leaves of a dumped tree, depth first; its features are numbered from `first` on."""
     out: list[_Leaf] = []
     todo: list[tuple[dict[str, Any], tuple[tuple[Comparison, bool], ...], dict[int, float]]] = [(root, (), {})]
     while todo:
@@ -110,7 +145,8 @@ def _leaves(root: dict[str, Any], tree: int) -> list[_Leaf]:
                 )
             out.append(_Leaf(float(node["leaf_value"]), path, shares))
             continue
-        comparison = _comparison(node, tree)
+        feature, cut, way = _comparison(node, tree)
+        comparison = (first + feature, cut, way)
         rows = node["internal_count"]
         for child, right in ((node["right_child"], True), (node["left_child"], False)):
             part = child["leaf_count"] if "leaf_value" in child else child["internal_count"]

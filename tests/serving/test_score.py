@@ -45,7 +45,7 @@ def bundle_of(facts: Facts) -> Bundle:
         )
         usual = tuple(np.nanmedian(np.where(np.isnan(matrix).all(axis=0), 0, matrix), axis=0).tolist())
         models[target] = TargetModel(target, features, compile_booster(booster), 1.1, -0.4, 0.1, usual)
-    return Bundle("0123456789abcdef", facts.snapshot.settings, models, {})
+    return Bundle("0123456789abcdef", facts.snapshot.settings, models, None, {})
 
 
 def alike(one: Any, other: Any) -> bool:
