@@ -34,6 +34,8 @@ KEYS: dict[str, str] = {
     "return_window_days": "whole days a customer may take to send something back (30 if absent)",
     "lost_after_days": "whole days after which a parcel that did not arrive counts as lost (30 if absent)",
     "extracted_at": "the moment the extract was taken; nothing later can be in it",
+    "inspections_right": "share of inspections that find the true reason of a return, above 0.5 (1 if absent); what a "
+    "second inspection of some returns tells",
     "codes": "tables [codes.COLUMN]: the shop's code = the code to use instead",
     "reasons": "table [reasons]: a return reason of the shop's own, or one of Doorstep's = the team that owns it",
     "extra": "tables [[extra]]: further columns that become features",
@@ -130,6 +132,7 @@ class Settings:
         return_window_days: days a customer may take to ask for a return.
         lost_after_days: days after which a parcel that did not arrive counts as lost.
         extracted_at: when the extract was taken (UTC), None if not said.
+        inspections_right: share of inspections of returns that find the true reason.
         codes: for each column the shop's codes and what each is read as; an empty text means "no value".
         reasons: return reasons of the shop's own, or Doorstep's given to another team, and the team that owns each.
         extra: further columns that become features.
@@ -142,6 +145,7 @@ class Settings:
     return_window_days: int = 30
     lost_after_days: int = 30
     extracted_at: pd.Timestamp | None = None
+    inspections_right: float = 1.0
     codes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[Extra, ...] = ()
@@ -156,6 +160,7 @@ class Settings:
             "return_window_days": self.return_window_days,
             "lost_after_days": self.lost_after_days,
             "extracted_at": None if self.extracted_at is None else self.extracted_at.isoformat(),
+            "inspections_right": self.inspections_right,
             "codes": {column: dict(mapping) for column, mapping in self.codes.items()},
             "reasons": dict(self.reasons),
             "extra": [_extra_json(e) for e in self.extra],
@@ -185,6 +190,8 @@ class Settings:
         ]
         if self.simulated:
             lines.append("simulated = true")
+        if self.inspections_right != 1.0:
+            lines.append(f"inspections_right = {self.inspections_right}")
         if self.extracted_at is not None:
             lines.append(f"extracted_at = {self.extracted_at.isoformat()}")
         for column, mapping in self.codes.items():
@@ -232,6 +239,10 @@ def parse_settings(
         wrong(key, f"given {value}, which is not a period", KEYS[key], "write a whole number above 0")
         return 30
 
+    right = document.get("inspections_right", 1.0)
+    if isinstance(right, bool) or not isinstance(right, int | float) or not 0.5 < right <= 1:
+        wrong("inspections_right", f"given {right!r}", KEYS["inspections_right"])
+        right = 1.0
     zone: ZoneInfo | None = None
     timezone = "UTC"
     if "timezone" in document:
@@ -261,6 +272,7 @@ def parse_settings(
         return_window_days=days("return_window_days"),
         lost_after_days=days("lost_after_days"),
         extracted_at=_parse_moment(document.get("extracted_at"), zone, wrong),
+        inspections_right=float(right),
         codes=codes,
         reasons=_parse_reasons(document.get("reasons", {}), wrong),
         extra=extra,

@@ -22,7 +22,8 @@ from features.matrix import FeatureSet, whole
 from features.settings import Settings
 from features.snapshot import Facts, on_clock
 from features.vocabulary import EVENT_KINDS, TARGETS
-from serving.bundle import Bundle, TargetModel
+from serving.bundle import REASON, Bundle, TargetModel
+from serving.reasons import ReasonModel
 from training.baselines import Fold as BaselineFold
 from training.baselines import fit_baselines
 from training.check import require
@@ -30,6 +31,7 @@ from training.evaluate import evaluate
 from training.labels import Labels, labels, maturity_rule
 from training.leaks import Leak, LeakError, leaks
 from training.models import MIN_POSITIVES, MODELS, Fitted, ModelSpec, fit
+from training.reasons import FittedReasons, Noise, Returns, fit_reasons, judge_reasons, returns_of
 from training.splits import Fold, rolling, split, violations
 
 Progress = Callable[[str], None]
@@ -39,6 +41,12 @@ HOLDOUT_SHARE = 0.25
 
 MANY_ROWS = 150_000
 """From so many training rows on one rolling fold says what three say of fewer."""
+
+MANY_RETURNS = 20_000
+"""The same for returns and their reasons."""
+
+MIN_RETURNS = 100
+"""A rolling fold of the reasons has at least so many returns on either side."""
 
 SAMPLE_ROWS = 2_000
 """Rows of the holdout that are explained for the plots and the model card."""
@@ -195,24 +203,39 @@ def train(
         "trusted": sorted(trust),
         "targets": documents,
     }
+    fold = split(units["returned"], start, end)
+    why, returns = None, None
+    if documents["returned"]["status"] == "trained":
+        why, returns = _train_reasons(facts, units["returned"], matrices, fold, seed, say)
+    result.metrics[REASON] = (
+        returns.document
+        if returns is not None
+        else {"status": "not_trained", "why": f"returned is not trained: {documents['returned']['why']}"}
+    )
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     if fitted:
         say("writing the bundle")
-        training = {k: v for k, v in result.metrics.items() if k != "targets"} | {
+        training = {k: v for k, v in result.metrics.items() if k not in ("targets", REASON)} | {
             "not_trained": {n: r.why for n, r in result.targets.items() if r.status == "not_trained"}
         }
         bundle = Bundle.save(
             part / "bundle",
             dataset.settings,
             {n: f.model for n, f in fitted.items()},
-            {n: f.booster.model_to_string() for n, f in fitted.items()},
+            {n: f.booster.model_to_string() for n, f in fitted.items()}
+            | ({REASON: why.booster.model_to_string()} if why is not None else {}),
             training,
+            why.model if why is not None else None,
         )
         for name in fitted:
             served, report = bundle.targets[name], result.targets[name]
             _judge(facts, units[name], matrices, served, report, documents[name], start, end, seed, say)
+        if bundle.reasons is not None and why is not None and returns is not None:
+            say(f"{REASON}: judging on {len(returns.test):,} returns, with baselines and intervals")
+            judged = _judge_reasons(facts, units["returned"], matrices, bundle.reasons, why.noise, returns, seed)
+            returns.document.update(judged)
     result.holdout.to_parquet(part / "holdout.parquet", index=False)
     (part / "metrics.json").write_text(json.dumps(result.metrics, indent=2, allow_nan=False) + "\n")
     _replace(part, out)
@@ -395,12 +418,79 @@ def fit_on(
     every = FeatureSet.for_target(units.target, facts.snapshot.settings)
     matrix = cut(matrices, every, units.row)
     useful = _useful(matrix[fold.train]) & _own_history(facts, every, units.row[fold.train])
-    features = FeatureSet(every.unit, tuple(f for f, keep in zip(every.features, useful, strict=True) if keep))
+    features = _only(every, useful)
     many = len(fold.train) >= MANY_ROWS
     inner = rolling(units, fold.at, 1 if many else 3, 0.75 if many else 0.4)
     label = np.full(len(units), -1, dtype=np.int8)
     label[fold.train] = fold.train_label
     return fit(spec or MODELS[units.target], features, matrix[:, useful], label, inner, seed, say)
+
+
+def _train_reasons(
+    facts: Facts, units: Labels, matrices: Matrices, fold: Fold, seed: int, say: Progress
+) -> tuple[FittedReasons | None, Returns]:
+    """Fit P(reason | return) on the mature returns of a fold of `returned`."""
+    returns = returns_of(facts, units, fold)
+    if returns.document["why"]:
+        say(f"{REASON}: not trained: {returns.document['why']}")
+        return None, returns
+    every = FeatureSet.for_target("returned", facts.snapshot.settings)
+    row = units.row[returns.train]
+    matrix = cut(matrices, every, row)
+    useful = _useful(matrix) & _own_history(facts, every, row)
+    few = len(row) < MANY_RETURNS
+    place = np.full(len(units), -1, dtype=np.int64)
+    place[returns.train] = np.arange(len(row))
+    inner = rolling(units, fold.at, 3 if few else 1, 0.4 if few else 0.75)
+    parts = [tuple(p[p >= 0] for p in (place[f.train[f.train_label == 1]], place[f.test])) for f in inner]
+    fitted = fit_reasons(
+        returns.names,
+        _only(every, useful),
+        matrix[:, useful],
+        returns.stated[0],
+        returns.inspected[0],
+        [(train, test) for train, test in parts if len(train) >= MIN_RETURNS and len(test) >= MIN_RETURNS],
+        facts.snapshot.settings,
+        seed,
+        say,
+    )
+    noise, names = fitted.noise, returns.names
+    learned = {
+        "status": "trained",
+        "features": fitted.model.features.names,
+        "rounds": fitted.params["rounds"],
+        "calibration": {"slope": fitted.model.slope},
+        "noise": {
+            "corrected": noise.corrected,
+            "inspected": noise.inspected,
+            "inspections_right": facts.snapshot.settings.inspections_right,
+            "stated_truly": dict(zip(names, np.diag(noise.stated).tolist(), strict=True)),
+            "stated_nothing": dict(zip(names, noise.stated[:, -1].tolist(), strict=True)),
+        },
+    }
+    returns.document.update(learned)
+    return fitted, returns
+
+
+def _judge_reasons(
+    facts: Facts, units: Labels, matrices: Matrices, model: ReasonModel, noise: Noise, returns: Returns, seed: int
+) -> dict[str, Any]:
+    sides = returns.train, returns.test
+    category = facts.rows.lines["listings", "category"]
+    return judge_reasons(
+        model,
+        noise,
+        returns,
+        (cut(matrices, model.features, units.row[sides[0]]), cut(matrices, model.features, units.row[sides[1]])),
+        (category[units.row[sides[0]]], category[units.row[sides[1]]]),
+        units.group[returns.test],
+        facts.snapshot.settings,
+        seed,
+    )
+
+
+def _only(features: FeatureSet, kept: Array) -> FeatureSet:
+    return FeatureSet(features.unit, tuple(f for f, keep in zip(features.features, kept, strict=True) if keep))
 
 
 def _own_history(facts: Facts, features: FeatureSet, row: Array) -> Array:

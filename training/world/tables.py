@@ -108,6 +108,7 @@ def generate(
 
 def settings(scenario: Scenario, extracted_utc: int) -> Settings:
     """What `dataset.toml` of a world says."""
+    truly = scenario.outcomes.inspected_truly
     return Settings(
         name="world" if scenario.name == "plain" else f"world-{scenario.name}",
         timezone=scenario.calendar.timezone,
@@ -116,6 +117,8 @@ def settings(scenario: Scenario, extracted_utc: int) -> Settings:
         lost_after_days=scenario.lost_after_days,
         simulated=True,
         extracted_at=pd.Timestamp(extracted_utc, unit="s", tz="UTC"),
+        # What this shop would find if it inspected some returns twice: a wrong finding may hit the truth by chance.
+        inspections_right=truly + (1 - truly) / len(RETURN_REASONS),
     )
 
 
