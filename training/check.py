@@ -20,6 +20,8 @@ import pyarrow.compute as pc
 
 from features.contracts import ORDERED_TIMES, TABLES, Table
 from features.dataset import Dataset, DatasetError, Problem, Reading, TextColumn, read
+from features.reasons import owners
+from features.reasons import read as read_reasons
 from features.settings import EXTRA_TABLES, suggestion
 from features.vocabulary import EVENT_KINDS
 
@@ -81,9 +83,9 @@ COST_OF_ABSENCE: dict[str, str] = {
     "events.known_at": "an event is taken to be known the moment it happened",
     "events.reason": "nothing yet: no model uses it so far",
     "returns.known_at": "a return is taken to be known the moment it was requested",
-    "returns.reason": "why goods came back is not known; no model uses it so far",
-    "returns.inspected_reason": "why goods came back rests on the customer's word; no model uses it so far",
-    "returns.inspected_at": "nothing yet: no model uses it so far",
+    "returns.reason": "why goods came back is not known but for what was inspected",
+    "returns.inspected_reason": "why goods came back rests on the customer's word, which is often not true",
+    "returns.inspected_at": "what an inspection found is taken to be known with the return",
     "returns.quantity": "a return counts as the whole line, as it does in the models so far",
     "returns.refund_value": "returns cannot be costed; no model uses it so far",
 }
@@ -243,6 +245,7 @@ class _Check:
         self._names()
         self.say("looking for outcomes")
         self._outcomes()
+        self._reasons()
         order = {table: i for i, table in enumerate(TABLES)}
         self.findings.sort(key=lambda f: (f.severity != ERROR, order.get(f.table, -1)))
         present, absent = self._presence()
@@ -627,6 +630,46 @@ class _Check:
                     "the promise as the customer was told",
                     "look whether promised_to is the time of delivery itself",
                 )
+
+    def _reasons(self) -> None:
+        """Returns nothing can be learned from: of lines that are not there, or for reasons that nobody owns."""
+        settings = self.reading.settings
+        if len(self.tables.get("returns", ())) and "order_lines" not in self.tables:
+            self._add(
+                WARNING,
+                "returns",
+                "line_id",
+                "refers to order lines, and there is no table order_lines: nothing is learned from the returns",
+                len(self.tables["returns"]),
+                allowed="line_id of a row of order_lines",
+                todo="bring order_lines, with line_id, order_id and sku at least",
+            )
+        for column in ("reason", "inspected_reason"):
+            if column not in self.tables.get("returns", ()):
+                continue
+            text = self.text("returns", column)
+            words = np.array(text.words.to_pylist(), dtype=object)
+            _, unknown = read_reasons(words, settings)
+            if not unknown:
+                continue
+            strange = np.array([word in unknown for word in words] + [False])
+            rows = np.flatnonzero(strange[text.codes])
+            count = np.bincount(text.codes[rows], minlength=len(words))
+            most = np.argsort(-count, kind="stable")[: min(EXAMPLES, len(unknown))]
+            often = [(str(words[i]), int(count[i])) for i in most]
+            first = often[0][0]
+            listed = ", ".join(f"{code!r} ({n:,})" for code, n in often)
+            more = f" and {len(unknown) - len(often):,} more codes" if len(unknown) > len(often) else ""
+            self._add(
+                WARNING,
+                "returns",
+                column,
+                f"is no reason Doorstep knows, and is read as not stated: {listed}{more}",
+                len(rows),
+                allowed=", ".join(owners(settings)),
+                todo=f'say in dataset.toml what it means, [codes.{column}] "{first}" = "wrong_size", or whose it is, '
+                f'[reasons] "{first}" = "listing"',
+            )
 
     def _presence(self) -> tuple[dict[str, tuple[str, ...]], tuple[Absent, ...]]:
         present: dict[str, tuple[str, ...]] = {}

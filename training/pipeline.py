@@ -100,6 +100,7 @@ class TrainingResult:
         seed: of everything random.
         simulated: the dataset is a simulated world.
         targets: report per target.
+        reasons: the returns of the holdout: unit_id, decided_at, stated, inspected, and the share of each reason.
     """
 
     bundle_dir: Path
@@ -112,6 +113,7 @@ class TrainingResult:
     seed: int
     simulated: bool
     targets: dict[str, TargetReport]
+    reasons: pd.DataFrame | None = None
 
     @property
     def holdout(self) -> pd.DataFrame:
@@ -143,7 +145,8 @@ def train(
         as_of: only facts known before are used; default when the extract was taken.
         holdout_from: the model knows nothing of this moment or later, and is judged on what was decided from then on;
             default the latest quarter of the mature units.
-        out: folder for `bundle/`, `holdout.parquet` and `metrics.json`; an earlier training there is replaced.
+        out: folder for `bundle/`, `holdout.parquet`, `reasons.parquet` and `metrics.json`; an earlier training there is
+            replaced.
         seed: of everything random.
         trust: features that may tell an outcome as well as they like; they are named in `metrics.json`.
         progress: told what is being done.
@@ -234,9 +237,13 @@ def train(
             _judge(facts, units[name], matrices, served, report, documents[name], start, end, seed, say)
         if bundle.reasons is not None and why is not None and returns is not None:
             say(f"{REASON}: judging on {len(returns.test):,} returns, with baselines and intervals")
-            judged = _judge_reasons(facts, units["returned"], matrices, bundle.reasons, why.noise, returns, seed)
+            result.reasons, judged = _judge_reasons(
+                facts, units["returned"], matrices, bundle.reasons, why.noise, returns, seed
+            )
             returns.document.update(judged)
     result.holdout.to_parquet(part / "holdout.parquet", index=False)
+    if result.reasons is not None:
+        result.reasons.to_parquet(part / "reasons.parquet", index=False)
     (part / "metrics.json").write_text(json.dumps(result.metrics, indent=2, allow_nan=False) + "\n")
     _replace(part, out)
     if not fitted:
@@ -292,6 +299,8 @@ def why_not(facts: Facts, units: Labels, fold: Fold) -> str:
     needs = {"late": "delivered", "failed_attempt": "attempt_failed", "damaged": "damaged", "undelivered": "delivered"}
     if units.target == "returned" and "returns" not in facts.tables:
         return "the dataset has no table returns"
+    if units.target == "returned" and "order_lines" not in facts.tables:
+        return "the dataset has returns but no table order_lines: a return belongs to a line of an order"
     if units.target != "returned" and "parcels" not in facts.tables:
         return "the dataset has no table parcels"
     if units.target == "late" and np.isnat(facts.rows.parcels["orders", "promised_to"]).all():
@@ -474,19 +483,31 @@ def _train_reasons(
 
 def _judge_reasons(
     facts: Facts, units: Labels, matrices: Matrices, model: ReasonModel, noise: Noise, returns: Returns, seed: int
-) -> dict[str, Any]:
-    sides = returns.train, returns.test
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    rows = units.row[returns.train], units.row[returns.test]
     category = facts.rows.lines["listings", "category"]
-    return judge_reasons(
+    train, test = (cut(matrices, model.features, row) for row in rows)
+    judged = judge_reasons(
         model,
         noise,
         returns,
-        (cut(matrices, model.features, units.row[sides[0]]), cut(matrices, model.features, units.row[sides[1]])),
-        (category[units.row[sides[0]]], category[units.row[sides[1]]]),
+        (train, test),
+        (category[rows[0]], category[rows[1]]),
         units.group[returns.test],
         facts.snapshot.settings,
         seed,
     )
+    names = np.array([*returns.names, None], dtype=object)  # the last place stands for nothing said
+    frame = pd.DataFrame(
+        {
+            "unit_id": pd.Series(units.unit_id[returns.test], dtype="str"),
+            "decided_at": pd.DatetimeIndex(units.decided_at[returns.test]).tz_localize("UTC"),
+            "stated": pd.Series(names[returns.stated[1]], dtype="str"),
+            "inspected": pd.Series(names[returns.inspected[1]], dtype="str"),
+            **dict(zip(returns.names, model.shares(test).T, strict=True)),
+        }
+    )
+    return frame, judged
 
 
 def _only(features: FeatureSet, kept: Array) -> FeatureSet:

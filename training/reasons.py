@@ -610,6 +610,7 @@ def _rivals(
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     use = np.flatnonzero(label >= 0)
     n = len(matrix[1])
@@ -626,7 +627,7 @@ def _rivals(
         StandardScaler(),
         LogisticRegression(C=0.1, max_iter=100),
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # a hundred steps are what a rival gets
         model.fit(matrix[0][few], label[few])
     logistic = np.zeros((n, k))
