@@ -32,6 +32,7 @@ from training.labels import Labels, labels, maturity_rule
 from training.leaks import Leak, LeakError, leaks
 from training.models import MIN_POSITIVES, MODELS, Fitted, ModelSpec, fit
 from training.reasons import FittedReasons, Noise, Returns, fit_reasons, judge_reasons, returns_of
+from training.slices import by_slice, slices
 from training.splits import Fold, rolling, split, violations
 
 Progress = Callable[[str], None]
@@ -570,6 +571,8 @@ def _judge(
     document["against_baselines"] = judged["against"]
     document["baseline_notes"] = report.baseline_notes
     document["base"] = model.base_probability
+    inside = slices(facts, units.unit, start, units.row[fold.test])
+    document["slices"] = by_slice(inside, fold.test_label, probability, rivals, report.groups)
 
 
 def rivals_of(

@@ -1,4 +1,4 @@
-"""Runs, model versions and the champion, kept in MLflow. The only module that imports it.
+"""Runs, model versions and the champion, kept in MLflow. The modules `training.registry*` alone import it.
 
 A training becomes one parent run with a child run per target, and its bundle becomes one version of the registered
 model `doorstep`. Three aliases say what a version is for:
@@ -16,68 +16,48 @@ because loading one from a store runs what the store says.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
-import os
-import re
-import string
 import tempfile
-import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from features.files import ArtefactError, digest_of, verify
-from features.vocabulary import TARGETS
 from serving.store import publish as publish_directory
-from training.evaluate import METRICS
+from training.card import card_template, model_card, own_version, summary
+from training.registry_runs import (
+    HEADLINE,
+    batch,
+    bounds,
+    example,
+    headlines,
+    log_dataset,
+    log_target,
+    open_run,
+    requirements,
+    signature,
+)
+from training.registry_store import RegistryError, Store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-    from training.pipeline import TargetReport, TrainingResult
+    from training.pipeline import TrainingResult
 
-__all__ = ["Logged", "Promoted", "Registry", "RegistryError", "model_card"]
+__all__ = ["Logged", "Promoted", "Registry", "RegistryError"]
 
 MODEL = "doorstep"
 EXPERIMENT = "doorstep"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-HEADLINE = ("auc", "average_precision", "log_loss", "calibration_error")
-PLOT_ROWS = 1000
-EXAMPLE_ROWS = 5
 
-_ROOT = Path(__file__).resolve().parent.parent
 _HISTORY = "doorstep.champions"
 _REMEMBERED = 50
-_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_UV_AUTO_DETECT": "false",
-    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
-    "MLFLOW_DISABLE_AGENT_HINT": "true",
-    # A server that does not answer is reported within two minutes, not after more than a quarter of an hour.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
-
 Progress = Callable[[str], None]
-
-
-class RegistryError(ValueError):
-    """The registry cannot do what was asked; the message says where, what was found and what to do."""
 
 
 @dataclass(frozen=True)
@@ -137,18 +117,8 @@ class Registry:
     """
 
     def __init__(self, uri: str | None = None) -> None:
-        given = uri or os.environ.get("DOORSTEP_MLFLOW_URI") or os.environ.get("MLFLOW_TRACKING_URI")
-        self.uri = given or f"sqlite:///{_home() / 'mlflow.db'}"
-        self.where = re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", self.uri)
-        if "://" not in self.uri:
-            raise RegistryError(
-                f"{self.where!r} is no address of a model registry: give http://HOST:PORT of an MLflow server, "
-                "or sqlite:///FILE"
-            )
-        self._file: Path | None = None
-        if self.uri.startswith("sqlite:///"):
-            self._file = Path(self.uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
-        self._artifacts = (self._file.parent if self._file else _home()) / "artifacts"
+        self._store = Store(uri)
+        self.uri, self.where = self._store.uri, self._store.where
 
     def log(self, result: TrainingResult, *, progress: Progress | None = None) -> Logged:
         """Write one training: a parent run, a child run per target, and the bundle as the new `challenger`.
@@ -164,8 +134,8 @@ class Registry:
         """
         say = progress or (lambda _: None)
         digest = _verified(result.bundle_dir)
-        template = _template()
-        with self._client() as client:
+        template = card_template()
+        with self._store.client() as client:
             say(f"writing runs to {self.where}")
             experiment = self._experiment(client)
             as_of, holdout_from = result.as_of.isoformat(), result.holdout_from.isoformat()
@@ -176,12 +146,12 @@ class Registry:
                 "holdout_from": holdout_from,
                 "simulated": str(result.simulated).lower(),
                 "bundle": digest[:12],
-                "doorstep_version": _own_version(),
+                "doorstep_version": own_version(),
             }
             name = f"{result.dataset_name} as of {result.as_of:%Y-%m-%d}"
-            with _run(client, experiment, name, common) as parent:
+            with open_run(client, experiment, name, common) as parent:
                 documents = result.metrics["targets"]
-                _batch(
+                batch(
                     client,
                     parent,
                     params={"seed": result.seed, "as_of": as_of, "holdout_from": holdout_from},
@@ -189,7 +159,7 @@ class Registry:
                         f"{target}_{metric}{bound}": value
                         for target, document in documents.items()
                         for metric in HEADLINE
-                        for bound, value in _bounds(document["metrics"].get(metric))
+                        for bound, value in bounds(document["metrics"].get(metric))
                     },
                     tags={f"status.{target}": report.status for target, report in result.targets.items()},
                 )
@@ -198,12 +168,12 @@ class Registry:
                 card = model_card(result, template=template)
                 client.log_text(parent, card, "model_card.md")
                 client.set_tag(parent, "mlflow.note.content", card[:7900])
-                self._log_dataset(client, parent, result)
+                log_dataset(client, parent, result)
                 for target, report in result.targets.items():
                     say(f"{target}: figures and plots")
                     child_tags = {**common, "mlflow.parentRunId": parent}
-                    with _run(client, experiment, target, child_tags) as child:
-                        _log_target(client, child, result, target, report, template)
+                    with open_run(client, experiment, target, child_tags) as child:
+                        log_target(client, child, result, target, report, template)
                 say("registering the bundle")
                 found = self._register(client, experiment, parent, result, digest, common)
             champion = self._aliases(client).get(CHAMPION)
@@ -221,9 +191,9 @@ class Registry:
         Raises:
             RegistryError: the registry does not answer.
         """
-        if self._absent():
+        if self._store.absent:
             return []
-        with self._client() as client:
+        with self._store.client() as client:
             aliases = self._aliases(client)
             return [_listing(v, aliases) for v in self._versions(client)]
 
@@ -367,9 +337,9 @@ class Registry:
                         model_id=logged.model_id,
                         model_uuid=logged.model_id,
                     ),
-                    signature=_signature(result),
-                    input_example=_example(result),
-                    pip_requirements=_requirements(),
+                    signature=signature(result),
+                    input_example=example(result),
+                    pip_requirements=requirements(),
                 )
                 client.log_model_artifacts(logged.model_id, str(folder))
         except BaseException:
@@ -388,8 +358,8 @@ class Registry:
             source=logged.artifact_location,
             run_id=run,
             model_id=logged.model_id,
-            tags={**tags, "bundle_digest": digest, "targets": json.dumps(_headlines(result.metrics["targets"]))},
-            description=_summary(result),
+            tags={**tags, "bundle_digest": digest, "targets": json.dumps(headlines(result.metrics["targets"]))},
+            description=summary(result),
             await_creation_for=60,
         )
         link = [{"name": MODEL, "version": found.version}]
@@ -400,26 +370,13 @@ class Registry:
             client.set_registered_model_alias(MODEL, CHALLENGER, str(found.version))
         return int(found.version)
 
-    def _log_dataset(self, client: MlflowClient, run: str, result: TrainingResult) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        profile = {t: d["train"]["rows"] for t, d in result.metrics["targets"].items()}
-        dataset = Dataset(
-            name=result.dataset_name,
-            digest=result.dataset_fingerprint[:32],
-            source_type="doorstep",
-            source=json.dumps({"fingerprint": result.dataset_fingerprint}),
-            profile=json.dumps({"training rows": profile}),
-        )
-        client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-
     def _experiment(self, client: MlflowClient) -> str:
         from mlflow.exceptions import MlflowException
 
         found = client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             # A server knows where its artefacts go; a database alone does not.
-            place = None if self.uri.startswith("http") else self._artifacts.as_uri()
+            place = None if self.uri.startswith("http") else self._store.artifacts.as_uri()
             try:
                 return str(client.create_experiment(EXPERIMENT, artifact_location=place))
             except MlflowException as error:
@@ -475,44 +432,13 @@ class Registry:
                 kept.append(number)
         return kept
 
-    def _absent(self) -> bool:
-        """Whether the registry is a SQLite file that nobody made yet; asking must not make it."""
-        return self._file is not None and not self._file.exists()
-
     @contextmanager
     def _changing(self, publish: Path | str | None) -> Iterator[MlflowClient]:
         """Give a client, one change at a time per database and per store directory on this machine."""
-        if self._absent():
+        if self._store.absent:
             raise RegistryError(f"no version of {MODEL} at {self.where}: train one with `doorstep train DATASET`")
-        with ExitStack() as stack:
-            if self._file is not None:
-                stack.enter_context(_locked(self._artifacts / ".registry.lock"))
-            if publish is not None:
-                stack.enter_context(_locked(Path(publish) / ".registry.lock"))
-            yield stack.enter_context(self._client())
-
-    @contextmanager
-    def _client(self) -> Iterator[MlflowClient]:
-        """Give a client and turn what goes wrong while it is used into sentences."""
-        for key, value in _SETTINGS.items():
-            os.environ.setdefault(key, value)
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings(), _quiet("mlflow", "alembic"):
-            # What these libraries deprecate of each other is nothing a user of Doorstep can mend.
-            warnings.filterwarnings("ignore", module=r"(mlflow|sqlalchemy|alembic|pydantic)\b")
-            from mlflow.exceptions import MlflowException
-            from mlflow.tracking import MlflowClient
-
-            try:
-                yield MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            except MlflowException as error:
-                raise RegistryError(_explained(self.where, error)) from error
-            except ImportError as error:
-                raise RegistryError(
-                    f"{self.where}: a driver is missing ({error}): install it, for PostgreSQL with Doorstep's extra "
-                    "`postgres`, or give the address of an MLflow server"
-                ) from error
+        with self._store.alone(publish), self._store.client() as client:
+            yield client
 
 
 def _listing(found: ModelVersion, aliases: dict[str, int]) -> dict[str, Any]:
@@ -531,251 +457,6 @@ def _listing(found: ModelVersion, aliases: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def model_card(result: TrainingResult, target: str | None = None, *, template: str | None = None) -> str:
-    """Return the model card in Markdown.
-
-    Args:
-        result: the training.
-        target: only this target's part; default all.
-        template: text with `$names` and one block between `[[target]]` and `[[/target]]` that is repeated per target;
-            default `mlflow/model_card.md.tmpl`.
-
-    Raises:
-        RegistryError: the template is not there, or names something that does not exist.
-    """
-    text = _template() if template is None else template
-    head, _, rest = text.partition("[[target]]\n")
-    block, _, tail = rest.partition("[[/target]]\n")
-    chosen = [target] if target else list(result.targets)
-    digest = digest_of(result.bundle_dir)
-    general = {
-        "dataset": result.dataset_name,
-        "fingerprint": result.dataset_fingerprint,
-        "as_of": f"{result.as_of:%Y-%m-%d %H:%M %Z}",
-        "holdout_from": f"{result.holdout_from:%Y-%m-%d %H:%M %Z}",
-        "bundle": digest[:12],
-        "seed": result.seed,
-        "version": _own_version(),
-        "simulated": "**Simulated data: no parcel of this dataset ever travelled.**\n\n" if result.simulated else "",
-        "summary": _summary(result),
-    }
-    try:
-        parts = [string.Template(head).substitute(general)]
-        parts += [string.Template(block).substitute(general | _card_of(result, name)) for name in chosen]
-        parts.append(string.Template(tail).substitute(general))
-    except (KeyError, ValueError) as error:
-        raise RegistryError(f"model_card.md.tmpl: {error}; known names are {', '.join(sorted(general))}") from None
-    return re.sub(r"\n{3,}", "\n\n", "".join(parts)).strip() + "\n"
-
-
-def _card_of(result: TrainingResult, name: str) -> dict[str, Any]:
-    report, document = result.targets[name], result.metrics["targets"][name]
-    unit = f"{report.unit}s"
-    train, holdout = document["train"], document["holdout"]
-    lines: list[str] = []
-    if report.status == "trained":
-        rivals = document["baselines"]
-        lines += [
-            "| | model | " + " | ".join(b.replace("_", " ") for b in rivals) + " |",
-            "|---|---|" + "---|" * len(rivals),
-        ]
-        for key, metric in METRICS.items():
-            cells = [_cell(document["metrics"].get(key)), *(_cell(b.get(key)) for b in rivals.values())]
-            arrow = "higher is better" if metric.higher_is_better else "lower is better"
-            lines.append(f"| {metric.words} ({arrow}) | " + " | ".join(cells) + " |")
-        lines += ["", *_verdicts(document), ""]
-        lines += [f"- {b.replace('_', ' ')}: {note}" for b, note in report.baseline_notes.items()]
-    else:
-        lines.append(f"**Not trained:** {report.why}")
-    return {
-        "target": name,
-        "words": TARGETS[name].words,
-        "positive": TARGETS[name].positive,
-        "unit": report.unit,
-        "status": report.status.replace("_", " "),
-        "maturity": report.maturity,
-        "excluded": f"{report.excluded_immature:,} {unit}",
-        "train": f"{train['rows']:,} {unit}, {train['positives']:,} positive",
-        "holdout": f"{holdout['rows']:,} {unit}, {holdout['positives']:,} positive",
-        "figures": "\n".join(lines),
-        "features": f"{len(report.features)}" if report.features else "none",
-    }
-
-
-def _verdicts(document: dict[str, Any]) -> list[str]:
-    """Say for each baseline whether the model beats it, and what by, with the interval of the paired difference."""
-    said = []
-    for rival, differences in document.get("against_baselines", {}).items():
-        parts = []
-        for key in ("auc", "log_loss"):
-            found = differences.get(key, {})
-            if found.get("low") is None:
-                parts.append(f"{METRICS[key].words}: cannot be compared ({found.get('why', 'no figures')})")
-                continue
-            size = f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
-            word = {"better": "better", "worse": "**worse**", "undecided": "**not told apart**"}[found["verdict"]]
-            parts.append(f"{METRICS[key].words} {word}, {size}")
-        said.append(f"- against the {rival.replace('_', ' ')}: " + "; ".join(parts))
-    return said
-
-
-def _cell(found: dict[str, Any] | None) -> str:
-    if not found or found.get("value") is None:
-        return "–"
-    if found.get("low") is None:
-        return f"{found['value']:.4f}"
-    return f"{found['value']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
-
-
-def _summary(result: TrainingResult) -> str:
-    """Return a few lines for the version's description: each target with its AUC, or why there is none."""
-    lines = []
-    for name, report in result.targets.items():
-        auc = result.metrics["targets"][name]["metrics"].get("auc")
-        lines.append(
-            f"- {name}: " + (f"AUC {_cell(auc)}" if report.status == "trained" else f"not trained: {report.why}")
-        )
-    return "\n".join(lines)
-
-
-def _headlines(documents: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for target, document in documents.items():
-        if document["status"] != "trained":
-            found[target] = {"not_trained": document["why"]}
-            continue
-        found[target] = {
-            name: {k: None if v is None else round(v, 6) for k, v in document["metrics"][name].items() if k != "why"}
-            for name in HEADLINE
-        }
-    return found
-
-
-def _log_target(
-    client: MlflowClient, run: str, result: TrainingResult, target: str, report: TargetReport, template: str
-) -> None:
-    from training.plots import calibration_plot, shap_plot
-
-    document = result.metrics["targets"][target]
-    metrics: dict[str, float] = {"excluded_immature": report.excluded_immature}
-    for part in ("train", "holdout"):
-        metrics |= {f"{part}_{k}": document[part][k] for k in ("rows", "positives")}
-    sources = [("", document["metrics"]), *((f"{b}_", found) for b, found in document["baselines"].items())]
-    for prefix, figures in sources:
-        for name, found in figures.items():
-            metrics |= {f"{prefix}{name}{bound}": value for bound, value in _bounds(found)}
-    for rival, differences in document.get("against_baselines", {}).items():
-        for name, found in differences.items():
-            metrics |= {f"minus_{rival}_{name}{bound}": value for bound, value in _bounds(found, "difference")}
-    _batch(
-        client,
-        run,
-        params={**report.params, "seed": result.seed, "features": len(report.features)},
-        metrics=metrics,
-        tags={
-            "status": report.status,
-            "why": report.why,
-            "unit": report.unit,
-            "maturity_rule": report.maturity,
-            **{f"baseline.{name}": note for name, note in report.baseline_notes.items()},
-            **{
-                f"against.{rival}": found["log_loss"]["verdict"]
-                for rival, found in document.get("against_baselines", {}).items()
-            },
-        },
-    )
-    client.log_text(run, model_card(result, target, template=template), "model_card.md")
-    client.log_dict(run, document, "metrics.json")
-    if report.features:
-        client.log_dict(run, {"features": report.features}, "features.json")
-    with tempfile.TemporaryDirectory(prefix="doorstep-") as scratch:
-        unit, simulated = report.unit, result.simulated
-        if report.holdout is not None and len(report.holdout):
-            label, probability = report.holdout["label"], report.holdout["probability"]
-            png = calibration_plot(target, label, probability, groups=report.groups, unit=unit, simulated=simulated)
-            _send(client, run, Path(scratch) / "calibration.png", png)
-        if report.sample is not None and report.contributions is not None and len(report.sample):
-            # shap draws dot by dot in Python: beyond a thousand rows it gets slow and no clearer.
-            keep = np.linspace(0, len(report.sample) - 1, min(PLOT_ROWS, len(report.sample))).astype(np.int64)
-            png = shap_plot(
-                target, report.contributions[keep], report.sample.iloc[keep], unit=unit, simulated=simulated
-            )
-            _send(client, run, Path(scratch) / "shap_summary.png", png)
-
-
-def _send(client: MlflowClient, run: str, path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    client.log_artifact(run, str(path), "plots")
-
-
-def _bounds(found: dict[str, Any] | None, key: str = "value") -> Iterator[tuple[str, float]]:
-    """Give the figure and its bounds as suffix and number; what does not exist is left out."""
-    for suffix, part in (("", key), ("_low", "low"), ("_high", "high")):
-        value = (found or {}).get(part)
-        if value is not None and np.isfinite(value):
-            yield suffix, float(value)
-
-
-def _batch(
-    client: MlflowClient, run: str, *, params: dict[str, Any], metrics: dict[str, float], tags: dict[str, Any]
-) -> None:
-    from mlflow.entities import Metric, Param, RunTag
-
-    now = int(time.time() * 1000)
-    client.log_batch(
-        run,
-        metrics=[Metric(k, float(v), now, 0) for k, v in metrics.items()],
-        params=[Param(k, str(v)) for k, v in params.items()],
-        tags=[RunTag(k, str(v)[:7900]) for k, v in tags.items() if v != ""],
-    )
-
-
-@contextmanager
-def _run(client: MlflowClient, experiment: str, name: str, tags: dict[str, str]) -> Iterator[str]:
-    """Open a run and close it with what became of it."""
-    run = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-    try:
-        yield run
-    except BaseException as error:
-        client.set_terminated(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    client.set_terminated(run, "FINISHED")
-
-
-def _signature(result: TrainingResult) -> Any:
-    """Every feature of every target, each optional: a frame of parcels has no columns of order lines."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    trained = {name: r for name, r in result.targets.items() if r.status == "trained"}
-    columns = dict.fromkeys(f for r in trained.values() for f in r.features)
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.double, name, required=False) for name in columns]),
-        outputs=Schema([ColSpec(DataType.double, name, required=False) for name in trained]),
-    )
-
-
-def _example(result: TrainingResult) -> pd.DataFrame | None:
-    """A few rows of the holdout: those of the target that reads most features."""
-    samples = [r.sample for r in result.targets.values() if r.sample is not None and len(r.sample)]
-    if not samples:
-        return None
-    widest = max(samples, key=lambda s: s.shape[1])
-    return widest.head(EXAMPLE_ROWS).astype(np.float64).reset_index(drop=True)
-
-
-def _requirements() -> list[str]:
-    """What reading a bundle needs besides Doorstep itself, which is on no index: it has to be installed beside it."""
-    return [f"{name}=={version(name)}" for name in ("mlflow", "numpy", "pandas", "pyarrow")]
-
-
-def _own_version() -> str:
-    try:
-        return version("doorstep")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _verified(bundle: Path, what: str = "") -> str:
     """Return a bundle's digest after checking every file of it."""
     from serving.bundle import KIND, MAKE, PROTOCOL
@@ -787,58 +468,6 @@ def _verified(bundle: Path, what: str = "") -> str:
     return digest_of(bundle)
 
 
-def _home() -> Path:
-    """The folder `mlflow/` of the checkout, else of the working directory."""
-    return (_ROOT if (_ROOT / "pyproject.toml").is_file() else Path.cwd()) / "mlflow"
-
-
-def _template() -> str:
-    path = _home() / "model_card.md.tmpl"
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RegistryError(f"{path} is missing: run from a checkout of Doorstep, or put a template there") from None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Let loggers tell what went wrong and not what went as usual; `MLFLOW_LOGGING_LEVEL` asks for more."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-
-
 def _listed(known: dict[int, Any]) -> str:
     numbers = sorted(known)
     return ", ".join(map(str, numbers)) if len(numbers) <= 10 else f"{numbers[0]} to {numbers[-1]}"
-
-
-def _explained(where: str, error: Exception) -> str:
-    text = str(error)
-    silent = r"Max retries|Connection refused|Connection aborted|timed out|Failed to establish|OperationalError"
-    if re.search(silent, text):
-        cause = re.search(r"Caused by \w+\((.*)\)", text, re.DOTALL)
-        return (
-            f"the model registry at {where} does not answer: check the address (--mlflow-uri, DOORSTEP_MLFLOW_URI) and "
-            f"that the server runs. It said: {_short(cause[1] if cause else text)}"
-        )
-    return f"the model registry at {where} refused: {_short(text)}"
-
-
-def _short(text: str, limit: int = 300) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[:limit]} ..."

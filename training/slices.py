@@ -15,14 +15,18 @@ read off the shop's own columns: one that needs a column the shop does not bring
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from features.arrays import DAY, Array, absent, local, take
 from features.history import ENTITIES, key
 from features.snapshot import Facts
+from training.intervals import auc, log_losses, mean
 
-__all__ = ["meaning", "slices"]
+__all__ = ["LEAST_OF_A_KIND", "by_slice", "meaning", "slices"]
 
 NEW_DAYS = 30
 FEW = 50
@@ -41,6 +45,9 @@ REGIONS = 8
 """Regions with a name of their own."""
 
 TIERS = ("low", "middle", "high")
+
+LEAST_OF_A_KIND = 20
+"""Positives, and negatives, below which a slice's figures would be noise."""
 
 _NEVER = np.datetime64("NaT", "us")
 
@@ -94,6 +101,44 @@ def meaning(name: str) -> str:
         "new lane": f"a carrier, service and region with fewer than {FEW} parcels before the model went live",
         "peak": f"a week with at least {PEAK:g} times the usual number of parcels",
     }[name]
+
+
+def by_slice(
+    inside: pd.DataFrame, label: Array, probability: Array, rivals: Mapping[str, Array], groups: Array
+) -> dict[str, dict[str, Any]]:
+    """Figures of a model in each slice, its rivals' log loss beside.
+
+    Args:
+        inside: (n, slices) bool, as `slices` gives it.
+        label: (n,) 0 or 1.
+        probability: (n,), the model's.
+        rivals: (n,) probabilities by name.
+        groups: (n,), rows that go together (the order of a line).
+
+    Returns:
+        Per slice `rows`, `positives`, and either `why` there are no figures, or `auc`, `log_loss`, `calibration_gap`
+        (mean probability less share of positives) and `baselines`: `{name: {"log_loss"}}`. Every figure is
+        `{"value", "low", "high"}` with its 95 % interval, in closed form (`training.intervals`).
+    """
+    cluster = pd.factorize(groups)[0]
+    losses = {name: log_losses(label, p) for name, p in rivals.items()}
+    own = log_losses(label, probability)
+    out: dict[str, dict[str, Any]] = {}
+    for name in inside:
+        hit = np.flatnonzero(inside[name].to_numpy())
+        positives = int(label[hit].sum())
+        found: dict[str, Any] = {"rows": len(hit), "positives": positives}
+        out[str(name)] = found
+        fewest = min(positives, len(hit) - positives)
+        if fewest < LEAST_OF_A_KIND:
+            kind = "positives" if fewest == positives else "negatives"
+            found["why"] = f"{fewest} {kind} among {len(hit)} rows; at least {LEAST_OF_A_KIND} are needed for figures"
+            continue
+        found["auc"] = auc(label[hit], probability[hit], cluster[hit]).to_dict(0, 1)
+        found["log_loss"] = mean(own[hit], cluster[hit]).to_dict(0)
+        found["calibration_gap"] = mean((probability - label)[hit], cluster[hit]).to_dict()
+        found["baselines"] = {n: {"log_loss": mean(loss[hit], cluster[hit]).to_dict(0)} for n, loss in losses.items()}
+    return out
 
 
 def _new_product(facts: Facts) -> dict[str, Array]:

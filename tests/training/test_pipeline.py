@@ -42,6 +42,28 @@ def test_every_figure_can_be_recomputed_from_the_holdout_file(metrics, holdout):
         assert (counted["rows"], counted["positives"]) == (len(rows), rows["label"].sum())
 
 
+def test_slices_are_judged_beside_the_baselines_or_say_what_they_lack(metrics):
+    for target in metrics["targets"].values():
+        slices = target["slices"]
+        assert {"new product", "new lane", "peak", "value: low", "other regions"} <= set(slices)
+        for part in ("value", "region"):
+            of_part = [s for name, s in slices.items() if part in name]
+            assert sum(s["rows"] for s in of_part) == target["holdout"]["rows"]
+            assert sum(s["positives"] for s in of_part) == target["holdout"]["positives"]
+        for found in slices.values():
+            if "why" in found:
+                assert f"among {found['rows']} rows; at least 20" in found["why"]
+                continue
+            for figure in ("auc", "log_loss", "calibration_gap"):
+                assert found[figure]["low"] < found[figure]["value"] < found[figure]["high"]
+            assert set(found["baselines"]) == set(target["baselines"])
+        told = [s for name, s in slices.items() if "value" in name]
+        if not any("why" in s for s in told):
+            total = sum(s["rows"] * s["log_loss"]["value"] for s in told) / target["holdout"]["rows"]
+            assert total == pytest.approx(target["metrics"]["log_loss"]["value"], abs=1e-12)
+    assert any("auc" in s for s in metrics["targets"]["late"]["slices"].values())
+
+
 def test_the_world_trains_every_target_better_than_chance_and_not_too_well(metrics):
     assert set(metrics["targets"]) == set(TARGETS)
     for name, target in metrics["targets"].items():

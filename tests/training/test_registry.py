@@ -24,10 +24,11 @@ from features.matrix import FeatureSet
 from features.settings import Settings
 from serving.bundle import Bundle
 from serving.store import resolve
+from training.card import CardError, model_card
 from training.evaluate import evaluate
 from training.models import MODELS, fit
 from training.pipeline import TargetReport, TrainingResult
-from training.registry import Registry, RegistryError, model_card
+from training.registry import Registry, RegistryError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
@@ -89,6 +90,17 @@ def results(tmp_path_factory) -> list[TrainingResult]:
             "metrics": judged["metrics"],
             "baselines": judged["baselines"],
             "against_baselines": judged["against"],
+            "slices": {
+                "region: DE-NW": {
+                    "rows": 90,
+                    "positives": 30,
+                    "auc": {"value": 0.7, "low": 0.6, "high": 0.8},
+                    "log_loss": {"value": 0.5, "low": 0.4, "high": 0.6},
+                    "calibration_gap": {"value": -0.1, "low": -0.2, "high": 0.1},
+                    "baselines": {"base_rate": {"log_loss": {"value": 0.6, "low": 0.5, "high": 0.7}}},
+                },
+                "peak": {"rows": 40, "positives": 3, "why": "3 positives among 40 rows"},
+            },
         }
     why = "3 mature positives among 400 parcels before the holdout; at least 30 are needed"
     reports["damaged"] = TargetReport("not_trained", why, "parcel", "maturity of damaged", excluded_immature=5)
@@ -486,11 +498,13 @@ def test_the_model_card_says_what_was_judged_and_against_what(results) -> None:
     figure = results[0].metrics["targets"]["late"]["metrics"]["auc"]
     assert f"| AUC (higher is better) | {figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}] |" in card
     assert "against the base rate: AUC better, +" in card
+    assert "| region: DE-NW | 90 | 30 | 0.7000 [0.6000, 0.8000] |" in card
+    assert "Too few positives or negatives for figures: peak (3 of 40)." in card
     assert "17 parcels" in card
     assert "17 lines" in card
     assert "$" not in card
     assert "## returned" not in model_card(results[0], "late")
-    with pytest.raises(RegistryError, match=r"model_card\.md\.tmpl: 'owner'; known names are as_of, "):
+    with pytest.raises(CardError, match=r"model_card\.md\.tmpl: 'owner'; known names are as_of, "):
         model_card(results[0], template="$owner")
 
 
@@ -555,7 +569,7 @@ def test_mlflow_is_imported_only_when_it_is_used_and_only_here() -> None:
         for p in sorted((ROOT / package).rglob("*.py"))
         if "import mlflow" in p.read_text() or "from mlflow" in p.read_text()
     ]
-    assert users == ["training/registry.py"]
+    assert users == ["training/registry.py", "training/registry_runs.py", "training/registry_store.py"]
 
 
 def test_the_folder_named_like_the_library_holds_no_python_and_names_no_index() -> None:

@@ -1,0 +1,180 @@
+"""The model card: what was trained on what, how it was judged, and what it is not for, in Markdown."""
+
+from __future__ import annotations
+
+import re
+import string
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.files import digest_of
+from features.vocabulary import TARGETS
+from training.evaluate import METRICS
+from training.slices import meaning
+
+if TYPE_CHECKING:
+    from training.pipeline import TrainingResult
+
+__all__ = ["CardError", "card_template", "home", "model_card", "own_version", "summary"]
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class CardError(ValueError):
+    """The template of the model card is not there, or names something that does not exist."""
+
+
+def model_card(result: TrainingResult, target: str | None = None, *, template: str | None = None) -> str:
+    """Return the model card in Markdown.
+
+    Args:
+        result: the training.
+        target: only this target's part; default all.
+        template: text with `$names` and one block between `[[target]]` and `[[/target]]` that is repeated per target;
+            default `mlflow/model_card.md.tmpl`.
+
+    Raises:
+        CardError: the template is not there, or names something that does not exist.
+    """
+    text = card_template() if template is None else template
+    head, _, rest = text.partition("[[target]]\n")
+    block, _, tail = rest.partition("[[/target]]\n")
+    chosen = [target] if target else list(result.targets)
+    digest = digest_of(result.bundle_dir)
+    general = {
+        "dataset": result.dataset_name,
+        "fingerprint": result.dataset_fingerprint,
+        "as_of": f"{result.as_of:%Y-%m-%d %H:%M %Z}",
+        "holdout_from": f"{result.holdout_from:%Y-%m-%d %H:%M %Z}",
+        "bundle": digest[:12],
+        "seed": result.seed,
+        "version": own_version(),
+        "simulated": "**Simulated data: no parcel of this dataset ever travelled.**\n\n" if result.simulated else "",
+        "summary": summary(result),
+    }
+    try:
+        parts = [string.Template(head).substitute(general)]
+        parts += [string.Template(block).substitute(general | _card_of(result, name)) for name in chosen]
+        parts.append(string.Template(tail).substitute(general))
+    except (KeyError, ValueError) as error:
+        raise CardError(f"model_card.md.tmpl: {error}; known names are {', '.join(sorted(general))}") from None
+    return re.sub(r"\n{3,}", "\n\n", "".join(parts)).strip() + "\n"
+
+
+def _card_of(result: TrainingResult, name: str) -> dict[str, Any]:
+    report, document = result.targets[name], result.metrics["targets"][name]
+    unit = f"{report.unit}s"
+    train, holdout = document["train"], document["holdout"]
+    lines: list[str] = []
+    if report.status == "trained":
+        rivals = document["baselines"]
+        lines += [
+            "| | model | " + " | ".join(b.replace("_", " ") for b in rivals) + " |",
+            "|---|---|" + "---|" * len(rivals),
+        ]
+        for key, metric in METRICS.items():
+            cells = [_cell(document["metrics"].get(key)), *(_cell(b.get(key)) for b in rivals.values())]
+            arrow = "higher is better" if metric.higher_is_better else "lower is better"
+            lines.append(f"| {metric.words} ({arrow}) | " + " | ".join(cells) + " |")
+        lines += ["", *_verdicts(document), ""]
+        lines += [f"- {b.replace('_', ' ')}: {note}" for b, note in report.baseline_notes.items()]
+        lines += _slices(document.get("slices", {}))
+    else:
+        lines.append(f"**Not trained:** {report.why}")
+    return {
+        "target": name,
+        "words": TARGETS[name].words,
+        "positive": TARGETS[name].positive,
+        "unit": report.unit,
+        "status": report.status.replace("_", " "),
+        "maturity": report.maturity,
+        "excluded": f"{report.excluded_immature:,} {unit}",
+        "train": f"{train['rows']:,} {unit}, {train['positives']:,} positive",
+        "holdout": f"{holdout['rows']:,} {unit}, {holdout['positives']:,} positive",
+        "figures": "\n".join(lines),
+        "features": f"{len(report.features)}" if report.features else "none",
+    }
+
+
+def _slices(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Each slice's figures as a table; those with too few rows are named under it."""
+    told = {name: f for name, f in found.items() if "why" not in f}
+    lines: list[str] = []
+    if told:
+        lines += [
+            "",
+            "| slice | rows | positive | AUC | log loss | base rate's log loss | predicted less observed |",
+            "|---|---|---|---|---|---|---|",
+        ]
+    for name, f in told.items():
+        figures = (f["auc"], f["log_loss"], f["baselines"].get("base_rate", {}).get("log_loss"), f["calibration_gap"])
+        counts = f"{f['rows']:,} | {f['positives']:,}"
+        words = name if name.startswith("region") else f"{name}: {meaning(name)}"
+        lines.append(f"| {words} | {counts} | " + " | ".join(_cell(x) for x in figures) + " |")
+    few = [f"{name} ({f['positives']:,} of {f['rows']:,})" for name, f in found.items() if "why" in f]
+    if few:
+        lines += ["", f"Too few positives or negatives for figures: {', '.join(few)}."]
+    return lines
+
+
+def _verdicts(document: dict[str, Any]) -> list[str]:
+    """Say for each baseline whether the model beats it, and what by, with the interval of the paired difference."""
+    said = []
+    for rival, differences in document.get("against_baselines", {}).items():
+        parts = []
+        for key in ("auc", "log_loss"):
+            found = differences.get(key, {})
+            if found.get("low") is None:
+                parts.append(f"{METRICS[key].words}: cannot be compared ({found.get('why', 'no figures')})")
+                continue
+            size = f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+            word = {"better": "better", "worse": "**worse**", "undecided": "**not told apart**"}[found["verdict"]]
+            parts.append(f"{METRICS[key].words} {word}, {size}")
+        said.append(f"- against the {rival.replace('_', ' ')}: " + "; ".join(parts))
+    return said
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if not found or found.get("value") is None:
+        return "–"
+    if found.get("low") is None:
+        return f"{found['value']:.4f}"
+    return f"{found['value']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
+
+
+def summary(result: TrainingResult) -> str:
+    """Return a few lines for the version's description: each target with its AUC, or why there is none."""
+    lines = []
+    for name, report in result.targets.items():
+        auc = result.metrics["targets"][name]["metrics"].get("auc")
+        lines.append(
+            f"- {name}: " + (f"AUC {_cell(auc)}" if report.status == "trained" else f"not trained: {report.why}")
+        )
+    return "\n".join(lines)
+
+
+def card_template() -> str:
+    """The text of `mlflow/model_card.md.tmpl`.
+
+    Raises:
+        CardError: there is none.
+    """
+    path = home() / "model_card.md.tmpl"
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CardError(f"{path} is missing: run from a checkout of Doorstep, or put a template there") from None
+
+
+def home() -> Path:
+    """The folder `mlflow/` of the checkout, else of the working directory."""
+    return (_ROOT if (_ROOT / "pyproject.toml").is_file() else Path.cwd()) / "mlflow"
+
+
+def own_version() -> str:
+    """The installed version of Doorstep."""
+    try:
+        return version("doorstep")
+    except PackageNotFoundError:
+        return "unknown"
