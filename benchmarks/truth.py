@@ -13,6 +13,7 @@ found in the shop `null`, where there is nothing.
     calibration mean predicted less mean true probability: over deciles (root mean square), and in rare slices
     teams       the explanation's team shares against the oracle's: rank correlation, how often the top team is right
     packages    predicted against true change of damage when only the package changes, with and without monotone signs
+    reasons     log loss of the reasons of returns, fitted through inspections and as stated; the mix of true reasons
     maturity    error of the latest four weeks' rate, counted so far, and counted from mature cohorts only
 """
 
@@ -47,7 +48,8 @@ from serving.bundle import Bundle  # noqa: E402
 from serving.score import Scoring  # noqa: E402
 from training.labels import Labels, labels  # noqa: E402
 from training.models import MODELS  # noqa: E402
-from training.pipeline import train  # noqa: E402
+from training.pipeline import cut, matrices_of, train, train_reasons  # noqa: E402
+from training.splits import split  # noqa: E402
 from training.world import Scenario, generate, shipped  # noqa: E402
 from training.world.oracle import TARGETS, Oracle  # noqa: E402
 from training.world.scenario import PACKAGE_TYPES  # noqa: E402
@@ -96,6 +98,10 @@ class Run:
     bundle: Bundle
     holdout: pd.DataFrame
     """unit_id, decided_at, target, label, probability, group (the parcel's number: lines go together), true."""
+    reasons: pd.DataFrame
+    """The returns of the holdout: unit_id, and the share of each reason."""
+    mix: dict[str, dict[str, float]]
+    """Per reason the share that is stated, and the corrected one with its interval."""
 
 
 def prepare(folder: Path, scenario: Scenario, parcels: int, seed: int, say: Say) -> Run:
@@ -108,6 +114,8 @@ def prepare(folder: Path, scenario: Scenario, parcels: int, seed: int, say: Say)
         oracle := Oracle.open(folder / "shop"),
         Bundle.load(result.bundle_dir),
         with_truth(result.holdout, oracle),
+        result.reasons if result.reasons is not None else pd.DataFrame({"unit_id": []}),
+        result.metrics["return_reason"].get("mix", {}),
     )
 
 
@@ -335,6 +343,70 @@ def crude_rates(run: Run) -> Array:
     return pd.Series(label[seen]).groupby(package.to_numpy()).mean().reindex(PACKAGE_TYPES).to_numpy()
 
 
+def reasons(run: Run, stated: pd.DataFrame | None, seed: int) -> Iterator[Found]:
+    """Shares of the reasons against the oracle's, and the mix of true reasons; `stated` is the model of the words."""
+    names = list(run.mix)
+    if not names:
+        return
+    ids = run.reasons["unit_id"]
+    truth = run.oracle.lines().set_index("line_id").loc[ids, names].to_numpy()
+    truth = truth / truth.sum(axis=1, keepdims=True)
+    true = run.oracle.returns().set_index("line_id").true_reason.reindex(ids).to_numpy()
+    known = np.flatnonzero(np.isin(true, names))
+    at = np.array([names.index(r) for r in true[known]])
+    base = np.bincount(at, minlength=len(names)) / len(at)
+    group = pd.factorize(ids.map(run.oracle.lines().set_index("line_id").parcel_id))[0][known]
+
+    def macro(loss: Array, weight: Array) -> float:
+        sums = np.bincount(at, weights=weight * loss, minlength=len(names))
+        return float(np.mean(sums / np.maximum(np.bincount(at, weights=weight, minlength=len(names)), 1e-9)))
+
+    def losses(p: Array) -> Array:
+        return -np.log(np.clip(p[known, at], 1e-12, 1))
+
+    models = {"corrected": run.reasons[names].to_numpy()}
+    if stated is not None:
+        models["as stated"] = stated.set_index("unit_id").loc[ids, names].to_numpy()
+    best, alone = losses(truth), losses(np.tile(base, (len(ids), 1)))
+    for model, p in models.items():
+        ours = losses(p)
+
+        def figures(weight: Array, ours: Array = ours) -> Array:
+            mean, floor, start = (np.average(x, weights=weight) for x in (ours, best, alone))
+            reached = (start - mean) / (start - floor)
+            every = [macro(x, weight) for x in (ours, best, alone)]
+            return np.array([mean, floor, start, reached, *every, (every[2] - every[0]) / (every[2] - every[1])])
+
+        what = ("log loss", "log loss, oracle", "log loss, mix alone", "reached of log loss")
+        words = (*what, *(f"macro {w}" for w in what[:3]), "macro, reached of log loss")
+        yield from _bootstrapped("reasons", model, words, figures, group, seed)
+        column = "corrected" if model == "corrected" else "stated"
+        share = np.array([run.mix[name][column] for name in names])
+        yield Found(
+            "reasons", model, "largest error of the mix, points", 100 * float(np.abs(share - base).max()), np.empty(0)
+        )
+        if model == "corrected":
+            low, high = (np.array([run.mix[name][k] for name in names]) for k in ("low", "high"))
+            inside = float(((low <= base) & (base <= high)).mean())
+            yield Found("reasons", model, "reasons whose true share is in its interval", inside, np.empty(0))
+
+
+def as_stated(run: Run) -> pd.DataFrame:
+    """The same model of reasons, but for what the inspections tell: words are taken for the truth."""
+    facts, target = run.facts, "returned"
+    units = {target: labels(facts, target)}
+    start = np.datetime64(run.bundle.meta["holdout_from"].removesuffix("Z"))
+    fold = split(units[target], start, facts.snapshot.as_of)
+    matrices = matrices_of(facts, units, lambda _: None)
+    with mock.patch("training.reasons.LEAST_INSPECTED", sys.maxsize):
+        fitted, returns = train_reasons(facts, units[target], matrices, fold, 0, lambda _: None)
+    assert fitted is not None
+    rows = units[target].row[returns.test]
+    shares = fitted.model.shares(cut(matrices, fitted.model.features, rows))
+    ids = {"unit_id": units[target].unit_id[returns.test]}
+    return pd.DataFrame(ids | dict(zip(fitted.model.reasons, shares.T, strict=True)))
+
+
 def maturity(run: Run) -> Iterator[Found]:
     """The rate of what was decided in the last four weeks, in points of error against its true mean."""
     end = run.facts.snapshot.as_of
@@ -406,8 +478,10 @@ def _bootstrapped(
 # ---- all of it
 
 
-def measure(run: Run, free: Bundle | None, seed: int, say: Say = lambda _: None) -> list[Found]:
-    """Everything about one run; `free` is the model of damage without monotone signs."""
+def measure(
+    run: Run, free: Bundle | None, seed: int, say: Say = lambda _: None, stated: pd.DataFrame | None = None
+) -> list[Found]:
+    """Everything about one run; `free` is the model of damage without monotone signs, `stated` see `as_stated`."""
     found = []
     for words, part in (
         ("does the truth agree with what happened", agreement(run.facts, run.oracle)),
@@ -415,6 +489,7 @@ def measure(run: Run, free: Bundle | None, seed: int, say: Say = lambda _: None)
         ("calibration", calibration(run, seed)),
         ("teams", teams(run, seed)),
         ("packages", packages(run, free, seed) if free is not None else iter(())),
+        ("reasons", reasons(run, stated, seed)),
         ("maturity", maturity(run)),
     ):
         say(words)
@@ -474,7 +549,7 @@ def text(summary: pd.DataFrame, parcels: int) -> str:
         own = summary[summary.table == table]
         if not len(own):
             continue
-        targets = [t for t in TARGETS if t in set(own.target)]
+        targets = [t for t in (*TARGETS, "corrected", "as stated") if t in set(own.target)]
         rows = [["scenario", "", *targets]]
         for scenario in own.scenario.unique():
             for what, show in figures.items():
@@ -542,6 +617,18 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
             for what, how in (("error", _PERCENT), ("slope", _plain(2)), ("sign right", _PERCENT))
         },
     ),
+    "reasons": (
+        "Reasons of returns: fitted through the inspections, and as stated",
+        {
+            "reached of log loss": _PERCENT,
+            "macro log loss": _plain(3),
+            "macro log loss, oracle": _plain(3, interval=False),
+            "macro log loss, mix alone": _plain(3, interval=False),
+            "macro, reached of log loss": _PERCENT,
+            "largest error of the mix, points": _plain(2, interval=False),
+            "reasons whose true share is in its interval": _plain(0, 100, " %", interval=False),
+        },
+    ),
     "maturity": (
         "Rate of the last four weeks' decisions, in percentage points",
         {
@@ -589,7 +676,8 @@ def main() -> int:
             try:
                 run = prepare(folder, shipped()[name], args.parcels, seed, say)
                 free = without_signs(run, folder, say) if name in ("plain", "confounded_packaging") else None
-                runs.setdefault(name, []).append(measure(run, free, seed, say))
+                stated = as_stated(run) if name in ("plain", "noisy_reasons") else None
+                runs.setdefault(name, []).append(measure(run, free, seed, say, stated))
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
         if args.json:  # after each scenario: an hour's work is not lost with the last one

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from features.files import digest_of
 from features.vocabulary import TARGETS
@@ -14,9 +17,12 @@ from training.evaluate import METRICS
 from training.slices import meaning
 
 if TYPE_CHECKING:
-    from training.pipeline import TrainingResult
+    from training.pipeline import TargetReport, TrainingResult
 
 __all__ = ["CardError", "card_template", "home", "model_card", "own_version", "summary"]
+
+DRIVERS = 8
+"""Features named as what moves a model most."""
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +58,7 @@ def model_card(result: TrainingResult, target: str | None = None, *, template: s
         "version": own_version(),
         "simulated": "**Simulated data: no parcel of this dataset ever travelled.**\n\n" if result.simulated else "",
         "summary": summary(result),
+        "reasons": "\n".join(_reasons(result.metrics.get("return_reason", {}))),
     }
     try:
         parts = [string.Template(head).substitute(general)]
@@ -79,6 +86,7 @@ def _card_of(result: TrainingResult, name: str) -> dict[str, Any]:
             lines.append(f"| {metric.words} ({arrow}) | " + " | ".join(cells) + " |")
         lines += ["", *_verdicts(document), ""]
         lines += [f"- {b.replace('_', ' ')}: {note}" for b, note in report.baseline_notes.items()]
+        lines += _drivers(report)
         lines += _slices(document.get("slices", {}))
     else:
         lines.append(f"**Not trained:** {report.why}")
@@ -115,6 +123,55 @@ def _slices(found: dict[str, dict[str, Any]]) -> list[str]:
     few = [f"{name} ({f['positives']:,} of {f['rows']:,})" for name, f in found.items() if "why" in f]
     if few:
         lines += ["", f"Too few positives or negatives for figures: {', '.join(few)}."]
+    return lines
+
+
+def _drivers(report: TargetReport) -> list[str]:
+    """What moves this model most: the mean size of each feature's contribution on the sample of the holdout."""
+    if report.sample is None or report.contributions is None or not len(report.sample):
+        return []
+    size = np.abs(report.contributions).mean(axis=0)
+    most = np.argsort(-size, kind="stable")[:DRIVERS]
+    named = ", ".join(f"{report.sample.columns[i]} ({size[i]:.2f})" for i in most if size[i] > 0)
+    return ["", f"Moves the log-odds most, on average: {named}."]
+
+
+def _reasons(document: Mapping[str, Any]) -> list[str]:
+    """The model of return reasons, its figures, and the mix of true reasons behind the holdout's returns."""
+    if document.get("status") != "trained":
+        return [f"**Not trained:** {document.get('why', 'no returns')}"]
+    noise, train, holdout = document["noise"], document["train"], document["holdout"]
+    told = (
+        "Fitted through the inspections" if noise["corrected"] else "Too few inspections: words are taken as they are"
+    )
+    rivals = document["baselines"]
+    lines = [
+        f"Trained on {train['rows']:,} mature returns ({train['inspected']:,} inspected), judged on {holdout['rows']:,} "
+        f"({holdout['inspected']:,} inspected) by what was {document['judged_on']}. {told}.",
+        "",
+        "| | model | " + " | ".join(b.replace("_", " ") for b in rivals) + " |",
+        "|---|---|" + "---|" * len(rivals),
+    ]
+    for key, words in (("log_loss", "log loss (lower is better)"), ("accuracy", "likeliest reason right")):
+        cells = [_cell(document["metrics"][key]), *(_cell(b[key]) for b in rivals.values())]
+        lines.append(f"| {words} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| reason | owner | AUC | stated truly | stated | true share, estimated | predicted |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, owner in document["reasons"].items():
+        mix = document["mix"][name]
+        share = f"{mix['corrected']:.3f} [{mix['low']:.3f}, {mix['high']:.3f}]"
+        lines.append(
+            f"| {name} | {owner} | {_cell(document['by_reason'][name]['auc'])} | {noise['stated_truly'][name]:.2f} | "
+            f"{mix['stated']:.3f} | {share} | {mix['predicted']:.3f} |"
+        )
+    if document["unknown_rows"]:
+        lines += [
+            "",
+            f"{document['unknown_rows']:,} returns have codes that are no known reason; `doorstep check` lists them.",
+        ]
     return lines
 
 

@@ -210,7 +210,7 @@ def train(
     fold = split(units["returned"], start, end)
     why, returns = None, None
     if documents["returned"]["status"] == "trained":
-        why, returns = _train_reasons(facts, units["returned"], matrices, fold, seed, say)
+        why, returns = train_reasons(facts, units["returned"], matrices, fold, seed, say)
     result.metrics[REASON] = (
         returns.document
         if returns is not None
@@ -436,7 +436,7 @@ def fit_on(
     return fit(spec or MODELS[units.target], features, matrix[:, useful], label, inner, seed, say)
 
 
-def _train_reasons(
+def train_reasons(
     facts: Facts, units: Labels, matrices: Matrices, fold: Fold, seed: int, say: Progress
 ) -> tuple[FittedReasons | None, Returns]:
     """Fit P(reason | return) on the mature returns of a fold of `returned`."""

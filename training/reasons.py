@@ -28,6 +28,7 @@ from features.snapshot import Facts
 from serving.explain import softmax
 from serving.reasons import ReasonModel
 from training.compile import compile_classes
+from training.intervals import auc, mean
 from training.labels import Labels
 from training.models import LEAST_GAIN, PARAMS, PLATT_PRIOR, STAGE, threads
 from training.splits import Fold
@@ -526,8 +527,6 @@ def judge_reasons(
         settings: the shop's.
         seed: of the bootstrap.
     """
-    from training.evaluate import metrics
-
     k = len(returns.names)
     stated, inspected = returns.stated[1], returns.inspected[1]
     trained = np.where(returns.inspected[0] >= 0, returns.inspected[0], returns.stated[0])
@@ -536,7 +535,7 @@ def judge_reasons(
     shares = model.shares(matrix[1])
     # What is held against a word is the chance of that word, through what is known of its noise.
     said = noise.inspection[:, :k] if by is inspected else noise.stated[:, :k] / noise.stated[:, :k].sum(1)[:, None]
-    label, group = by[judged], groups[judged]
+    label, group = by[judged], np.unique(groups[judged].astype(str), return_inverse=True)[1]
 
     def loss(p: Array) -> Array:
         return np.asarray(-np.log(np.maximum(p[np.arange(len(judged)), label], 1e-15)))
@@ -547,11 +546,11 @@ def judge_reasons(
     hit = (ours.argmax(axis=1) == label).astype(np.float64)
     document: dict[str, Any] = {
         "judged_on": "inspected" if by is inspected else "stated",
-        "metrics": {"log_loss": _mean(loss(ours), group), "accuracy": _mean(hit, group)},
+        "metrics": {"log_loss": _figure(loss(ours), group), "accuracy": _figure(hit, group)},
         "baselines": {
             name: {
-                "log_loss": _mean(losses[name], group),
-                "accuracy": _mean((p[judged].argmax(axis=1) == label).astype(np.float64), group),
+                "log_loss": _figure(losses[name], group),
+                "accuracy": _figure((p[judged].argmax(axis=1) == label).astype(np.float64), group),
             }
             for name, p in rivals.items()
         },
@@ -560,42 +559,33 @@ def judge_reasons(
         "mix": {},
     }
     for name in rivals:
-        found = _mean(loss(ours) - losses[name], group)
-        verdict = "better" if found["high"] < 0 else "worse" if found["low"] > 0 else "undecided"
+        found = _figure(loss(ours) - losses[name], group)
+        low, high = (np.nan if found[end] is None else found[end] for end in ("low", "high"))
+        verdict = "better" if high < 0 else "worse" if low > 0 else "undecided"
         entry = {"difference": found["value"], "low": found["low"], "high": found["high"], "verdict": verdict}
         document["against_baselines"][name] = {"log_loss": entry}
-    mix, low, high = mixture(stated, inspected, k, settings.inspections_right, groups, seed)
+    mix, least, most = mixture(stated, inspected, k, settings.inspections_right, groups, seed)
     words = np.bincount(stated[stated >= 0], minlength=k) / max(1, (stated >= 0).sum())
     for r, name in enumerate(returns.names):
-        one = metrics(label == r, np.clip(ours[:, r], 0, 1), groups=group, seed=seed, replicates=100)
+        mine = label == r
         document["by_reason"][name] = {
             "owner": returns.owners[r],
-            "rows": int((label == r).sum()),
-            **{m: one[m] for m in ("auc", "log_loss", "calibration_error")},
+            "rows": int(mine.sum()),
+            "auc": auc(mine, ours[:, r], group).to_dict(0, 1) if 0 < mine.sum() < len(mine) else None,
+            "calibration_gap": _figure(ours[:, r] - mine, group),
         }
         document["mix"][name] = {
             "stated": float(words[r]),
             "corrected": float(mix[r]),
-            "low": float(low[r]),
-            "high": float(high[r]),
+            "low": float(least[r]),
+            "high": float(most[r]),
             "predicted": float(shares[:, r].mean()) if len(shares) else None,
         }
     return document
 
 
-def _mean(values: Array, groups: Array) -> dict[str, Any]:
-    """A mean with its 95 % interval, from the spread between groups (Liang and Zeger, Biometrika 73, 1986)."""
-    n = len(values)
-    if n == 0:
-        return {"value": None, "low": None, "high": None, "why": "no rows"}
-    mean = float(values.mean())
-    _, group = np.unique(groups.astype(str), return_inverse=True)
-    many = int(group.max()) + 1
-    if many < 2:
-        return {"value": mean, "low": None, "high": None, "why": "all rows are in one group"}
-    sums = np.bincount(group, weights=values - mean)
-    half = 1.959963984540054 * float(np.sqrt((sums**2).sum() * many / (many - 1))) / n
-    return {"value": mean, "low": mean - half, "high": mean + half}
+def _figure(values: Array, groups: Array) -> dict[str, Any]:
+    return mean(values, groups).to_dict() if len(values) else {"value": None, "low": None, "high": None}
 
 
 def _rivals(

@@ -78,7 +78,23 @@ def table(metrics: Mapping[str, Any]) -> str:
             f"{name}: {verdict(target)} ({holdout['positives']:,} of {holdout['rows']:,} {target['unit']}s; "
             f"{target['excluded_immature']:,} too young to judge were left out)"
         )
-    return "\n".join([*out, columns(rows), "", *notes])
+    return "\n".join([*out, columns(rows), "", *notes, *_reasons(metrics.get("return_reason", {}))])
+
+
+def _reasons(found: Mapping[str, Any]) -> list[str]:
+    """The model of return reasons in two lines."""
+    if found.get("status") != "trained":
+        return [f"return_reason: not trained: {found['why']}"] if found else []
+    loss = {name: b["log_loss"]["value"] for name, b in found["baselines"].items()}
+    beaten = ", ".join(f"{name} {value:.3f}" for name, value in loss.items() if value is not None)
+    mix = sorted(found["mix"].items(), key=lambda pair: -pair[1]["corrected"])[:3]
+    shares = ", ".join(f"{name} {share['corrected']:.0%} (stated {share['stated']:.0%})" for name, share in mix)
+    loss_said = _value(found["metrics"]["log_loss"])
+    return [
+        f"return_reason: log loss {loss_said} over {len(found['reasons'])} reasons, by what was {found['judged_on']} "
+        f"(baselines: {beaten})",
+        f"return_reason: of the holdout's {found['holdout']['rows']:,} returns, as estimated: {shares}",
+    ]
 
 
 def versions(found: Sequence[Mapping[str, Any]]) -> str:

@@ -30,7 +30,9 @@ def run(trained):
     oracle = Oracle.open(trained.dataset)
     holdout = truth.with_truth(pd.read_parquet(trained.run / "holdout.parquet"), oracle)
     facts = Facts.of(Dataset.open(trained.dataset))
-    return truth.Run(Scenario(), facts, oracle, Bundle.load(trained.bundle), holdout)
+    reasons = pd.read_parquet(trained.run / "reasons.parquet")
+    mix = json.loads((trained.run / "metrics.json").read_text())["return_reason"]["mix"]
+    return truth.Run(Scenario(), facts, oracle, Bundle.load(trained.bundle), holdout, reasons, mix)
 
 
 @pytest.fixture(scope="module")
