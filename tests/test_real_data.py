@@ -80,3 +80,14 @@ def test_the_home_deliveries(changshu: Path) -> None:
     assert len(rows) > 30_000
     features = json.loads((changshu / "bundle" / "manifest.json").read_text())["meta"]["targets"]["failed_attempt"]
     assert not {"parcels.slot", "parcels.tdelta", "parcels.auto"} & set(features["features"])
+
+
+def test_the_marketplace_orders_over_four_origins(shopee: Path) -> None:
+    out = shopee.parent / "backtest"
+    words = ["--targets", "undelivered,returned", "--seeds", "1", "--no-log", "--out", out]
+    doorstep("backtest", shopee.parent / "shop", *words)
+    said = json.loads((out / "backtest.json").read_text())["targets"]
+    for target, floor in (("undelivered", 0.74), ("returned", 0.71)):
+        assert [o["status"] for o in said[target]["origins"]] == ["judged"] * 4
+        assert floor <= said[target]["pooled"]["metrics"]["auc"]["value"] < 0.9
+        assert said[target]["pooled"]["against_baselines"]["base_rate"]["log_loss"]["verdict"] == "better"

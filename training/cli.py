@@ -360,6 +360,94 @@ def train(
     voice.next("doorstep promote" if log else f"doorstep serve --bundle {result.bundle_dir}")
 
 
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (value or "").split(",") if name.strip())
+
+
+targets_option = click.option(
+    "--targets", metavar="NAME,...", callback=_names, help="Only these targets, with commas between [default: all]."
+)
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="FEATURE",
+    help="Go on although this feature alone tells an outcome too well to be honest; may be repeated.",
+)
+
+
+@main.command()
+@dataset_argument
+@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@click.option("--origins", type=click.IntRange(2), default=4, show_default=True, help="Moments of the past to go live.")
+@targets_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: runs/NAME-backtest].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Seeds whose explanations are compared at the last origin; 1 for none.",
+)
+@trust_option
+@click.option("--log/--no-log", default=True, show_default=True, help="Log to MLflow, with a run per origin.")
+@mlflow_option
+@json_option
+@voiced
+def backtest(
+    voice: Voice,
+    dataset: Path,
+    as_of: str | None,
+    origins: int,
+    targets: tuple[str, ...],
+    out: Path | None,
+    seed: int,
+    seeds: int,
+    trust: tuple[str, ...],
+    log: bool,
+    mlflow_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Train at several moments of the past and judge each on what came then: would it have held up?
+
+    Nothing is registered and no bundle is written; OUT gets backtest.json, predictions.parquet and backtest.png.
+    """
+    from training.backtest import backtest as run
+    from training.backtest import room_for
+
+    out = out or Path("runs") / f"{dataset.resolve().name}-backtest"
+    room_for(out)
+    data = _open(dataset, voice)
+    result = run(
+        data,
+        as_of=_zoned(as_of, data),
+        origins=origins,
+        targets=targets,
+        seed=seed,
+        seeds=seeds,
+        trust=trust,
+        progress=voice.progress,
+    )
+    result.save(out)
+    logged = None
+    if log:
+        from training.registry import Registry
+
+        voice.progress("logging to MLflow")
+        logged = result.log(Registry(mlflow_uri))
+    voice.close()
+    if as_json:
+        _dump(result.document)
+    else:
+        from training.report import backtest as table
+
+        click.echo(table(result.document))
+        click.echo(f"\n{out / 'backtest.json'}, predictions and a picture beside it")
+        if logged is not None:
+            click.echo(f"logged as run {logged}")
+    voice.next(f"doorstep train {dataset}")
+
+
 @main.command()
 @dataset_argument
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File for the scores, .parquet or .csv.")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["METRICS", "Metric", "compare", "evaluate", "metrics", "reliability"]
+__all__ = ["METRICS", "Metric", "compare", "evaluate", "gap", "metrics", "reliability"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ CALIBRATION_BINS = 10
 TOP_SHARE = 0.1
 _CLIP = float(np.finfo(np.float64).eps)
 _LEVEL = (0.025, 0.975)
+_NORMAL = 1.959963984540054  # the same of a normal distribution
 
 
 def metrics(
@@ -248,6 +249,34 @@ def reliability(
     return pd.DataFrame(rows, columns=columns).astype({"rows": "int64", "positives": "int64"})
 
 
+def gap(label: ArrayLike, probability: ArrayLike, *, groups: ArrayLike | None = None) -> dict[str, Any]:
+    """Return by how much is predicted too much (above 0) or too little on the whole.
+
+    Args:
+        label: shape (n,), 0 or 1.
+        probability: shape (n,), in [0, 1].
+        groups: as in `metrics`.
+
+    Returns:
+        `{"value", "low", "high"}`: mean probability minus share of positives, with its 95 % interval from the variance
+        between groups; as in `metrics`, with `"why"` where it does not exist.
+
+    Raises:
+        ValueError: input that `metrics` refuses.
+    """
+    y = _labels(label)
+    p = _probabilities(probability, len(y), "probability")
+    if not len(y):
+        return {"value": None, "low": None, "high": None, "why": "no rows"}
+    cluster, clusters = _clusters(groups, len(y))
+    value = float((p - y).mean())
+    if clusters < 2:
+        return {"value": value, "low": None, "high": None, "why": "all rows are in one group: nothing to compare"}
+    sums = np.bincount(cluster, weights=p - y - value, minlength=clusters).astype(np.float64)
+    error = float(np.sqrt(_dot(sums, sums) * clusters / (clusters - 1)) / len(y))
+    return {"value": value, "low": value - _NORMAL * error, "high": value + _NORMAL * error}
+
+
 class _Sorted:
     """One model's probabilities, sorted once, so that scoring a resample needs no sort.
 
@@ -402,7 +431,7 @@ def _clusters(groups: ArrayLike | None, rows: int) -> tuple[NDArray[np.int64], i
 
 def _wilson(rate: float, n: float) -> tuple[float, float]:
     """Return Wilson's 95 % score interval (1927) of a share seen in `n` rows; `n` may be a fraction."""
-    z = 1.959963984540054
+    z = _NORMAL
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["INK", "MODEL", "SOFT", "calibration_plot", "shap_plot", "svg", "tidy", "title"]
+__all__ = ["INK", "MODEL", "SOFT", "backtest_plot", "calibration_plot", "shap_plot", "svg", "tidy", "title"]
 
 INK, MODEL, SOFT = "#333333", "#1f5fa8", "#b9cbe0"
 """Text and outlines; what a picture is about; what stands behind it."""
@@ -158,6 +158,75 @@ def shap_plot(
             return _png(figure, tight=True)
         finally:
             plt.close(figure)
+
+
+RIVALS = {"base_rate": ("s", "#8c8c8c"), "lookup": ("^", "#c07a2c"), "logistic": ("D", "#5b8f5b")}
+"""Mark and colour of each baseline."""
+
+
+def backtest_plot(document: Mapping[str, Any]) -> bytes:
+    """Draw the figures of a backtest per origin, a row of panels per target.
+
+    Args:
+        document: content of `backtest.json`.
+
+    Returns:
+        A PNG: AUC, log loss and calibration gap with 95 % intervals, the baselines beside them.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    targets = {n: t for n, t in document["targets"].items() if t["status"] == "judged"}
+    days = [o["at"][:10] for o in document["origins"]]
+    figure = Figure(figsize=(11, 0.9 + 2.3 * len(targets)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(targets), 3, sharex=True, squeeze=False)
+    for row, (name, target) in zip(grid, targets.items(), strict=True):
+        told = [(days.index(o["at"][:10]), o) for o in target["origins"] if o["status"] == "judged"]
+        for axes, metric in zip(row, ("auc", "log_loss", "gap"), strict=True):
+            factor = 100 if metric == "gap" else 1
+            if metric == "gap":
+                axes.axhline(0, color="#888888", linewidth=1, linestyle="--")
+            else:
+                for rival, (mark, colour) in RIVALS.items():
+                    seen = [(at + 0.18, o["baselines"][rival][metric]["value"]) for at, o in told]
+                    seen = [(at, value) for at, value in seen if value is not None]
+                    words = rival.replace("_", " ")
+                    axes.plot(*np.array(seen).reshape(-1, 2).T, mark, color=colour, markersize=4, label=words)
+            there = [(at, o["metrics"][metric]) for at, o in told if o["metrics"][metric]["low"] is not None]
+            middle, low, high = (factor * np.array([m[k] for _, m in there]) for k in ("value", "low", "high"))
+            axes.errorbar(
+                [at for at, _ in there],
+                middle,
+                yerr=np.clip([middle - low, high - middle], 0, None),
+                fmt="o",
+                color=MODEL,
+                ecolor=SOFT,
+                elinewidth=3,
+                markersize=5,
+                label="model, 95 % interval",
+            )
+            axes.set_xlim(-0.5, len(days) - 0.5)
+            axes.set_xticks(range(len(days)), days, fontsize=8, rotation=20, ha="right")
+            axes.tick_params(axis="y", labelsize=8)
+            tidy(axes)
+        rows = target["pooled"]
+        row[0].set_ylabel(f"{name}\n{rows['positives']:,} of {rows['rows']:,}", fontsize=9)
+    for axes, words in zip(grid[0], ("AUC", "log loss", "predicted too much, points"), strict=True):
+        axes.set_title(words, fontsize=10, color=INK)
+    figure.legend(
+        *grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
+    )
+    figure.suptitle(
+        title(
+            f"{document['dataset']}: judged after each origin by models fitted on what was known then",
+            f"as of {document['as_of'][:10]}",
+            document["simulated"],
+        ),
+        fontsize=11,
+        color=INK,
+    )
+    return _png(figure)
 
 
 def title(what: str, rows: str, simulated: bool) -> str:

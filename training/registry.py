@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from training.registry_runs import (
     requirements,
     signature,
 )
+from training.registry_session import Run
 from training.registry_store import RegistryError, Store
 
 if TYPE_CHECKING:
@@ -178,6 +179,23 @@ class Registry:
                 found = self._register(client, experiment, parent, result, digest, common)
             champion = self._aliases(client).get(CHAMPION)
         return Logged(parent, found, champion, self.where)
+
+    @contextmanager
+    def run(self, name: str, tags: Mapping[str, str], id: str = "") -> Iterator[Run]:
+        """Open a run that is no training (a backtest, a tuning); it is closed as finished, failed or killed.
+
+        Args:
+            name: of the run.
+            tags: of the run; Doorstep's version is added.
+            id: a run to go on with, if it is still there.
+
+        Raises:
+            RegistryError: the registry does not answer or refuses, whenever something is written.
+        """
+        with self._store.client() as client:
+            tags = {**tags, "doorstep_version": own_version()}
+            with Run.opened(client, self._experiment(client), name, tags, id) as run:
+                yield run
 
     def models(self) -> list[dict[str, Any]]:
         """Return the registered versions, newest first.
