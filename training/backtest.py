@@ -11,6 +11,7 @@ Features are as of each row's own decision, so the matrix is computed once and o
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,6 @@ from training.pipeline import (
     moment_in,
     no_leaks,
     period,
-    replace_folder,
     rivals_of,
     why_not,
 )
@@ -99,7 +99,10 @@ class Backtest:
         self.predictions.to_parquet(part / "predictions.parquet", index=False)
         (part / "backtest.png").write_bytes(self.picture)
         (part / "backtest.json").write_text(json.dumps(self.document, indent=2, allow_nan=False) + "\n")
-        replace_folder(part, out)
+        out.mkdir(parents=True, exist_ok=True)
+        for file in part.iterdir():
+            os.replace(file, out / file.name)
+        part.rmdir()
 
     def log(self, registry: Registry) -> str:
         """Write a run with a run per origin below it, and return its id.

@@ -246,7 +246,7 @@ def train(
     if result.reasons is not None:
         result.reasons.to_parquet(part / "reasons.parquet", index=False)
     (part / "metrics.json").write_text(json.dumps(result.metrics, indent=2, allow_nan=False) + "\n")
-    replace_folder(part, out)
+    _replace(part, out)
     if not fitted:
         reasons = "\n".join(f"  {n}: {r.why}" for n, r in result.targets.items())
         raise TrainingError(f"no target could be trained; {out / 'metrics.json'} says so too\n{reasons}")
@@ -637,7 +637,7 @@ def _codes(facts: Facts, units: Labels) -> pd.DataFrame:
     return pd.DataFrame({name: column for name, column in out.items() if any(v is not None for v in column)})
 
 
-def replace_folder(part: Path, out: Path) -> None:
+def _replace(part: Path, out: Path) -> None:
     """Put a finished folder in its place."""
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
