@@ -439,7 +439,7 @@ def backtest(
     if as_json:
         _dump(result.document)
     else:
-        from training.report import backtest as table
+        from training.backtest_report import table
 
         click.echo(table(result.document))
         click.echo(f"\n{out / 'backtest.json'}, predictions and a picture beside it")
