@@ -110,7 +110,7 @@ RETURN_REASONS: dict[str, Reason] = {
     for r in (
         Reason("wrong_size", "listing", "it does not fit"),
         Reason("not_as_described", "listing", "it is not what the listing shows"),
-        Reason("defect", "listing", "the product does not work"),
+        Reason("defect", "listing", "the product does not work, or is not made well"),
         Reason("damaged", "packing", "it arrived broken"),
         Reason("late", "carrier", "it came too late"),
         Reason("changed_mind", "customer", "the customer does not want it any more"),

@@ -146,8 +146,8 @@ def _reasons(document: Mapping[str, Any]) -> list[str]:
     )
     rivals = document["baselines"]
     lines = [
-        f"Trained on {train['rows']:,} mature returns ({train['inspected']:,} inspected), judged on {holdout['rows']:,} "
-        f"({holdout['inspected']:,} inspected) by what was {document['judged_on']}. {told}.",
+        f"Trained on {train['rows']:,} mature returns ({train['inspected']:,} inspected), judged on "
+        f"{holdout['rows']:,} ({holdout['inspected']:,} inspected) by what was {document['judged_on']}. {told}.",
         "",
         "| | model | " + " | ".join(b.replace("_", " ") for b in rivals) + " |",
         "|---|---|" + "---|" * len(rivals),

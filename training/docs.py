@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from features.contracts import KINDS, ORDERED_TIMES, TABLES, Column
 from features.settings import KEYS
-from features.vocabulary import EVENT_KINDS, TARGETS, TEAMS
+from features.vocabulary import EVENT_KINDS, RETURN_REASONS, TARGETS, TEAMS
 
 if TYPE_CHECKING:
     import click
@@ -74,6 +74,12 @@ def kinds(_: str = "") -> str:
 def events(_: str = "") -> str:
     """The kinds of events."""
     return _table(("kind", "what happened"), [(f"`{name}`", words) for name, words in EVENT_KINDS.items()])
+
+
+def return_reasons(_: str = "") -> str:
+    """Doorstep's return reasons, and whose each is."""
+    rows = [(f"`{r.name}`", r.words, f"`{r.team}`") for r in RETURN_REASONS.values()]
+    return _table(("reason", "it came back because", "whose it is"), rows)
 
 
 def settings(_: str = "") -> str:
@@ -357,6 +363,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "order-of-times": order_of_times,
     "targets": targets,
     "teams": teams,
+    "return-reasons": return_reasons,
     "return-codes": return_codes,
     "features": features,
     "feature-count": feature_count,

@@ -8,17 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from features.vocabulary import RETURN_REASONS
+
 ROOT = Path(__file__).resolve().parents[2]
-REASONS = {
-    "wrong_size",
-    "not_as_described",
-    "defect",
-    "damaged",
-    "late",
-    "changed_mind",
-    "wrong_item",
-    "missing_parts",
-}
+REASONS = set(RETURN_REASONS)
 SYSTEMS = tomllib.loads(files("features").joinpath("reason_codes.toml").read_text(encoding="utf-8"))
 DISAGREE = {"does_not_fit"}
 """Codes read for no system, because systems mean different things by them."""
