@@ -58,6 +58,9 @@ LEAST_INSPECTED = 100
 STRENGTH = 10.0
 """A reason's confusion is drawn towards the shop's usual one as if so many more of its returns had been inspected."""
 
+FOLD_RETURNS = 50_000
+"""Returns a rolling fold trains on at most: the number of rounds and the calibration need no more."""
+
 MAX_ROUNDS = 200
 PATIENCE = 30
 STEPS = 300
@@ -133,15 +136,23 @@ class Noise:
     inspected: int
     corrected: bool
 
+    def chance(self, stated: Array, inspected: Array) -> Array:
+        """Chance (n, K) of what was said, for each true reason; -1 stands for nothing said."""
+        return np.asarray(self.stated.T[stated] * self.inspection.T[inspected])
+
     def posterior(self, shares: Array, stated: Array, inspected: Array) -> Array:
-        """Shares (n, K) of the true reason, given the model's and what was said (n,); -1 stands for nothing said."""
-        found = shares * self.stated.T[stated] * self.inspection.T[inspected]
-        return np.asarray(found / np.maximum(found.sum(axis=1, keepdims=True), 1e-300))
+        """Shares (n, K) of the true reason, given the model's and what was said (n,)."""
+        return _posterior(shares, self.chance(stated, inspected))
 
     def log_loss(self, shares: Array, stated: Array, inspected: Array) -> Array:
         """-log of the probability of what was said (n,), in nats."""
-        said = (shares * self.stated.T[stated] * self.inspection.T[inspected]).sum(axis=1)
+        said = (shares * self.chance(stated, inspected)).sum(axis=1)
         return np.asarray(-np.log(np.maximum(said, 1e-15)))
+
+
+def _posterior(shares: Array, chance: Array) -> Array:
+    found = shares * chance
+    return np.asarray(found / np.maximum(found.sum(axis=1, keepdims=True), 1e-300))
 
 
 def confusion(stated: Array, inspected: Array, reasons: int, right: float = 1.0) -> Noise:
@@ -265,7 +276,7 @@ def fit_reasons(
     Args:
         names: the K reasons that are told apart, two at least.
         features: columns of the matrix.
-        matrix: (n, f) float32, one row per mature return.
+        matrix: (n, f) float32, one row per mature return, oldest decision first.
         stated, inspected: (n,) position in `names`, -1 for nothing, or nothing of these.
         folds: positions to train on and, later ones, to choose the number of rounds and to calibrate on.
         settings: the shop's.
@@ -276,6 +287,7 @@ def fit_reasons(
     right = settings.inspections_right
     grown, gains, judged = [], np.zeros(len(features.features)), []
     for number, (train, test) in enumerate(folds, 1):
+        train = train[-FOLD_RETURNS:]  # the latest, as positions go by the time of the decision
         progress(f"return_reason: rolling fold {number} of {len(folds)}, {len(train):,} returns")
         noise = confusion(stated[train], inspected[train], k, right)
         said = stated[test], inspected[test]
@@ -343,11 +355,12 @@ def _boost(
     import lightgbm as lgb
 
     n, k = len(matrix), len(noise.mix)
+    chance = noise.chance(stated, inspected)
 
     def objective(scores: Array, _: Any) -> tuple[Array, Array]:
         p = softmax(scores)
         # The expected curvature of softmax, times k / (k - 1) as in LightGBM's own: the exact one may be negative.
-        return p - noise.posterior(p, stated, inspected), np.maximum(p * (1 - p), 1e-6) * (k / (k - 1))
+        return p - _posterior(p, chance), np.maximum(p * (1 - p), 1e-6) * (k / (k - 1))
 
     def judge(scores: Array, _: Any) -> tuple[str, float, bool]:
         assert later is not None
