@@ -16,11 +16,14 @@ from features import Dataset
 from features.definitions import FEATURES
 from features.matrix import FeatureSet
 from features.settings import Settings
+from features.snapshot import Facts
 from features.vocabulary import RETURN_REASONS, TEAMS
 from serving import Bundle
 from serving.explain import softmax
 from training.check import check
-from training.reasons import Noise, confusion, fit_reasons, mixture
+from training.labels import labels
+from training.reasons import Noise, confusion, fit_reasons, mixture, returns_of, told
+from training.splits import split
 
 MIX = np.array([0.55, 0.3, 0.15])
 SAID = np.array([[0.6, 0.3, 0.05, 0.05], [0.1, 0.75, 0.05, 0.1], [0.3, 0.3, 0.35, 0.05]])
@@ -216,6 +219,58 @@ def test_codes_nobody_knows_are_told_with_what_to_write(world_dataset, tmp_path)
     assert '[codes.reason] "R01" = "wrong_size"' in found.todo
     assert '[reasons] "R01" = "listing"' in found.todo
     assert found.count == int(data.tables["returns"]["reason"].isin(["R01", "R02"]).sum())
+
+
+def sides(data):
+    """The returns of a split of a dataset in the middle of its last quarter."""
+    facts = Facts.of(data)
+    units = labels(facts, "returned")
+    return returns_of(facts, units, split(units, np.datetime64("2025-10-01"), facts.snapshot.as_of))
+
+
+def test_a_shop_with_codes_of_its_own_says_whose_they_are_and_has_them_told_apart(world_dataset):
+    codes = {name: f"R{i:02}" for i, name in enumerate(RETURN_REASONS)}
+    unsaid = sides(recoded(world_dataset, codes))
+    assert unsaid.names == ()
+    assert "0 of 8 reasons" in unsaid.document["why"]
+    assert unsaid.document["unknown_codes"]["R00"] >= 30
+    said = sides(recoded(world_dataset, codes, reasons={code: "listing" for code in codes.values()}))
+    assert set(said.names) <= set(codes.values())
+    assert set(said.owners) == {"listing"}
+    assert not said.document["why"]
+    plain = sides(Dataset.open(world_dataset))
+    np.testing.assert_array_equal(
+        [codes[plain.names[k]] for k in plain.stated[0] if k >= 0], [said.names[k] for k in said.stated[0] if k >= 0]
+    )
+
+
+def test_a_reason_is_known_when_it_is_said_and_not_before(world_dataset):
+    facts = Facts.of(Dataset.open(world_dataset))
+    returns = facts.tables["returns"]
+    at = np.datetime64("2025-08-01")
+    seen = told(facts, at)
+    line = {name: i for i, name in enumerate(facts.rows.line_id)}
+    names = list(seen.reasons)
+    for i in range(0, len(returns["line_id"]), 17):
+        row = line[returns["line_id"][i]]
+        early = returns["known_at"][i] < at
+        reason = returns["reason"][i]
+        assert seen.stated[row] == (names.index(reason) if early and reason is not None else -1)
+        found, when = returns["inspected_reason"][i], returns["inspected_at"][i]
+        assert seen.inspected[row] == (names.index(found) if found is not None and when < at else -1)
+
+
+def test_rare_codes_may_be_what_a_customer_typed_and_stay_out_of_files(world_dataset):
+    data = recoded(world_dataset, {"wrong_item": "my name is not for your logs"})
+    document = sides(data).document
+    assert document["unknown_rows"] > 0
+    assert all(n >= 30 for n in document["unknown_codes"].values())
+    tables = dict(data.tables)
+    returns = tables["returns"].copy()
+    returns.loc[returns.index[0], "reason"] = "call me at home"
+    tables["returns"] = returns
+    document = sides(Dataset(data.settings, tables)).document
+    assert "call me at home" not in json.dumps(document)
 
 
 def test_returns_without_lines_are_told_and_not_trained_on(world_dataset, tmp_path):
