@@ -1,9 +1,9 @@
 """The bundle: one trained version of all models as plain files, verified before anything in it is parsed. No pickle.
 
 It holds, per target, the compiled trees that are served, LightGBM's own model text for people and audits, the two
-calibration numbers, and the features it was trained on; the same for the reasons of returns; and the shop's settings.
-It refuses to load where it would not answer as it was evaluated: another protocol, a changed file, or features that
-compute something else in this version.
+calibration numbers, and the features it was trained on; the same for the reasons of returns; the models of the
+time to the door; and the shop's settings. It refuses to load where it would not answer as it was evaluated: another
+protocol, a changed file, or features that compute something else in this version.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from features.vocabulary import TARGETS
 from serving.explain import logistic, points, usual_words
 from serving.reasons import ReasonModel
 from serving.trees import CompiledTrees
+from serving.windows import NAME as WINDOW
+from serving.windows import WindowModel
 
 PROTOCOL = 2
 """Raise when a bundle written before can no longer be read as it was meant."""
@@ -97,6 +99,7 @@ class Bundle:
         targets: model per trained target.
         reasons: the model of P(reason | return), None where it could not be trained.
         meta: what the training said of it: dataset, as_of, holdout_from, why a target was not trained.
+        window: the model of the time to the door, None where it could not be trained.
     """
 
     def __init__(
@@ -106,9 +109,11 @@ class Bundle:
         targets: Mapping[str, TargetModel],
         reasons: ReasonModel | None,
         meta: Mapping[str, Any],
+        window: WindowModel | None = None,
     ):
         self.digest, self.name = digest, digest[:12]
         self.settings, self.targets, self.reasons, self.meta = settings, dict(targets), reasons, dict(meta)
+        self.window = window
 
     @staticmethod
     def load(path: str | Path) -> Bundle:
@@ -142,7 +147,13 @@ class Bundle:
                 reasons = ReasonModel(named, owners, features, trees, bases, m["slope"], intercepts, mix, usual)
             else:
                 targets[name] = TargetModel(name, features, trees, m["slope"], m["intercept"], m["base_rate"], usual)
-        return Bundle(digest_of(folder), settings, targets, reasons, meta["training"])
+        window = None
+        if meta["window"]:
+            try:
+                window = WindowModel.load(folder / "window", settings)
+            except ValueError as error:
+                raise ArtefactError(f"{folder}: model of {WINDOW}: {error}. Train again with `{MAKE}`") from None
+        return Bundle(digest_of(folder), settings, targets, reasons, meta["training"], window)
 
     @staticmethod
     def save(
@@ -152,6 +163,7 @@ class Bundle:
         texts: Mapping[str, str],
         training: Mapping[str, Any],
         reasons: ReasonModel | None = None,
+        window: WindowModel | None = None,
     ) -> Bundle:
         """Write a bundle, whole or not at all, and load it back.
 
@@ -159,9 +171,10 @@ class Bundle:
             to: folder of the bundle; a bundle already there is replaced.
             settings: the shop's settings.
             targets: model per target.
-            texts: LightGBM's model text per target, and of `REASON` where there is one.
+            texts: LightGBM's model texts by name: per target, of `REASON`, and per part of the window.
             training: plain data about the training, for people.
             reasons: the model of return reasons.
+            window: the model of the time to the door.
         """
         to = Path(to)
         part = to.with_name(f".{to.name}.part")
@@ -171,7 +184,6 @@ class Bundle:
         every: dict[str, TargetModel | ReasonModel] = {**targets, **({REASON: reasons} if reasons else {})}
         for name, model in every.items():
             model.trees.save(part / "trees" / name)
-            (part / "models" / f"{name}.txt").write_text(texts[name])
             models[name] = {
                 "features": model.features.names,
                 "fingerprint": fingerprint(model.features, settings),
@@ -184,7 +196,12 @@ class Bundle:
                 }
             else:
                 models[name] |= {"intercept": model.intercept, "base_rate": model.base_rate}
-        seal(part, to, KIND, PROTOCOL, {"settings": settings.to_json(), "targets": models, "training": dict(training)})
+        for name, text in texts.items():
+            (part / "models" / f"{name}.txt").write_text(text)
+        if window is not None:
+            window.save(part / "window", settings)
+        meta = {"settings": settings.to_json(), "targets": models, "window": window is not None}
+        seal(part, to, KIND, PROTOCOL, meta | {"training": dict(training)})
         return Bundle.load(to)
 
     def fits(self, settings: Settings) -> bool:
@@ -203,8 +220,8 @@ class Bundle:
         return self._columns[unit][0]
 
     def cut(self, target: str, matrix: Array) -> Array:
-        """The columns of one target's model (or `REASON`'s), (n, f), out of a matrix of `columns`."""
-        unit = "line" if target == REASON else TARGETS[target].unit
+        """The columns of one target's model (or `REASON`'s, or the window's), (n, f), out of a matrix of `columns`."""
+        unit = self._feature_sets[target].unit
         return np.take(matrix, self._columns[unit][1][target], axis=1)
 
     @cached_property
@@ -223,7 +240,8 @@ class Bundle:
     @cached_property
     def _feature_sets(self) -> dict[str, FeatureSet]:
         sets = {name: m.features for name, m in self.targets.items()}
-        return sets | ({REASON: self.reasons.features} if self.reasons else {})
+        sets |= {REASON: self.reasons.features} if self.reasons else {}
+        return sets | ({WINDOW: self.window.features} if self.window else {})
 
     @cached_property
     def inputs(self) -> list[str]:

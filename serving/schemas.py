@@ -144,6 +144,22 @@ class ReturnRisk(Risk):
     reason: NotRequired[ReasonShare]
 
 
+Window = TypedDict(
+    "Window",
+    {
+        "from": Annotated[str, Field(description="start, UTC: one in twenty of such parcels arrives before")],
+        "likely": Annotated[str, Field(description="as many arrive before as after")],
+        "to": Annotated[str, Field(description="end, UTC: one in twenty of such parcels arrives after")],
+        "coverage": Annotated[float, Field(ge=0, le=1, description="share of arrivals inside such windows")],
+        "measured_on": Annotated[
+            Literal["lane", "carrier_service", "carrier", "all"],
+            Field(description="whose past deliveries the window was set by; all: neither lane nor carrier is known"),
+        ],
+    },
+)
+Window.__doc__ = "When a parcel is at the door, if it arrives at all."
+
+
 class Answer(TypedDict):
     """The answer for one parcel."""
 
@@ -155,6 +171,7 @@ class Answer(TypedDict):
     warnings: Annotated[list[str], Field(description="codes never seen before, an old snapshot, base rates")]
     risks: Annotated[dict[str, Risk], Field(description="by target")]
     returns: list[ReturnRisk]
+    window: Annotated[Window | None, Field(description="time to the door; null if there is no model of it")]
 
 
 class Fault(TypedDict):

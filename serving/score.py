@@ -25,6 +25,9 @@ from features.vocabulary import GENERIC_BASE_RATES, TARGETS, TEAMS
 from serving.bundle import REASON, Bundle, TargetModel
 from serving.explain import by_team
 from serving.reasons import ReasonModel
+from serving.windows import NAME as WINDOW
+from serving.windows import PARTS as TIMES
+from serving.windows import Windows, windows
 
 TOP = 3
 """Drivers named per team; a team's smaller ones are one entry, so that drivers add up as teams do."""
@@ -175,6 +178,21 @@ class Scoring:
         share = np.take_along_axis(shares, which[:, None], axis=1)[:, 0]
         return Reasons(model, shares, which, Explained(model, matrix, share, base, risk, by_team(risk, model.teams)))
 
+    def windows(self, probability: Mapping[str, Array] | None = None) -> Windows | None:
+        """When each parcel is at the door, in agreement with the risks; None where the bundle has no such model.
+
+        Args:
+            probability: (n,) per target of parcels, where they are known already.
+        """
+        model = self.bundle.window
+        if model is None:
+            return None
+        if probability is None:
+            read = {n: m for n, m in self.bundle.targets.items() if n in ("late", "undelivered")}
+            probability = {n: m.probability(self._matrix(n, "parcel")) for n, m in read.items()}
+        late, undelivered = probability.get("late"), probability.get("undelivered")
+        return windows(model, self.rows.parcels, self._matrix(WINDOW, "parcel"), late, undelivered)
+
 
 def answer(bundle: Bundle | None, snapshot: Snapshot | None, requests: Sequence[Request]) -> list[dict[str, Any]]:
     """Answers for validated requests, in order.
@@ -186,7 +204,8 @@ def answer(bundle: Bundle | None, snapshot: Snapshot | None, requests: Sequence[
             tables; times as ISO strings with a zone or as datetimes. Absent columns and unknown codes are allowed.
 
     Returns:
-        Per request the body of `/v1/risk`: parcel_id, bundle, as_of, degraded, missing, warnings, risks, returns.
+        Per request the body of `/v1/risk`: parcel_id, bundle, as_of, degraded, missing, warnings, risks, returns,
+        window.
     """
     if bundle is None or snapshot is None:
         lacking = " and no ".join(n for n, x in (("model", bundle), ("snapshot", snapshot)) if x is None)
@@ -215,6 +234,7 @@ def _answer_together(bundle: Bundle, snapshot: Snapshot, requests: Sequence[Requ
     scoring = Scoring(bundle, rows)
     by_target, reasons = dict(scoring.targets()), scoring.reasons()
     parcel_targets = [n for n in by_target if TARGETS[n].unit == "parcel"]
+    window = scoring.windows({n: by_target[n].probability for n in parcel_targets})
     rate = {name: model.base_rate for name, model in bundle.targets.items()}
     as_of = f"{snapshot.as_of}Z"
     line = 0
@@ -239,6 +259,7 @@ def _answer_together(bundle: Bundle, snapshot: Snapshot, requests: Sequence[Requ
             "warnings": _warnings(snapshot, request, rows.parcels.decided_at[i]) + _unlisted(rows, request, line),
             "risks": {name: _risk(by_target[name], rate[name], i) for name in parcel_targets},
             "returns": returns,
+            "window": None if window is None else window.answer(i),
         }
         line += len(lines)
 
@@ -407,6 +428,7 @@ def _base_rates(bundle: Bundle | None, snapshot: Snapshot | None, request: Reque
         "returns": [{"line_id": x.get("line_id"), **risk("returned"), **reasons} for x in lines]
         if "returned" in rates
         else [],
+        "window": None,
     }
 
 
@@ -415,9 +437,11 @@ def score(bundle: Bundle, rows: Rows, decided_from: np.datetime64 | None = None)
 
     Columns: unit_id, unit, order_id, sku (of lines), target, decided_at, probability, base, `team_<name>` points, and
     drivers, the texts of the largest three, largest first. Rows of `returned` have further `reason_<name>`, the shares
-    of the reasons if the line comes back, and `reason_drivers`, what drives the likeliest of them.
+    of the reasons if the line comes back, and `reason_drivers`, what drives the likeliest of them. Rows
+    of parcels have `window_from`, `window_likely` and `window_to`, the same for each target, if the bundle knows them.
     """
     scoring = Scoring(bundle, rows)
+    window = scoring.windows()
     for name, explained in scoring.targets():
         unit = TARGETS[name].unit
         ids = rows.parcel_id if unit == "parcel" else rows.line_id
@@ -445,8 +469,16 @@ def score(bundle: Bundle, rows: Rows, decided_from: np.datetime64 | None = None)
                 **{f"team_{team}": explained.teams[team][keep] for team in TEAMS},
                 "drivers": _top_texts(explained, keep),
                 **why,
+                **(_window(window, keep) if window is not None and unit == "parcel" else {}),
             }
         )
+
+
+def _window(window: Windows, keep: Array) -> dict[str, pd.DatetimeIndex]:
+    """The windows of some rows, a column per time."""
+    return {
+        f"window_{part}": pd.DatetimeIndex(window.times[keep, i]).tz_localize("UTC") for i, part in enumerate(TIMES)
+    }
 
 
 def _top_texts(explained: Explained, keep: Array, most: int = 3) -> list[str]:

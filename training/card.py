@@ -59,6 +59,7 @@ def model_card(result: TrainingResult, target: str | None = None, *, template: s
         "simulated": "**Simulated data: no parcel of this dataset ever travelled.**\n\n" if result.simulated else "",
         "summary": summary(result),
         "reasons": "\n".join(_reasons(result.metrics.get("return_reason", {}))),
+        "windows": "" if target else "\n".join(_windows(result.metrics.get("time_to_door", {}))),
     }
     try:
         parts = [string.Template(head).substitute(general)]
@@ -190,6 +191,29 @@ def _verdicts(document: dict[str, Any]) -> list[str]:
             parts.append(f"{METRICS[key].words} {word}, {size}")
         said.append(f"- against the {rival.replace('_', ' ')}: " + "; ".join(parts))
     return said
+
+
+def _windows(found: dict[str, Any]) -> list[str]:
+    """The part on windows: what was done, and a table."""
+    lines: list[str] = []
+    if found.get("status") != "trained":
+        return [f"**Not trained:** {found['why']}"] if found else lines
+    train, against = found["train"], found["contradictions"]
+    lines += [
+        f"Windows that should hold {100 * found['nominal']:.0f} % of the deliveries, {found['maturity']} "
+        f"({found['excluded_immature']:,} parcels too young, left out). Learned from {train['learned']:,} deliveries, "
+        f"calibrated on {train['calibrated']:,} later ones; {found['groups']['lane']:,} lanes have a calibration of "
+        f"their own. {against['after']:,} of {against['checked']:,} contradict P(late); {against['before']:,} would "
+        "have without being reconciled.",
+        "",
+        "| | deliveries | inside the window | mean width, h | median width, h |",
+        "|---|---|---|---|---|",
+    ]
+    parts = {"**as served**": found["metrics"], **{n.replace("_", " "): f for n, f in found["rivals"].items()}}
+    for name, f in {**parts, **found["slices"]}.items():
+        widths = f"{f['mean_width_hours']:.1f} | {f['median_width_hours']:.1f}"
+        lines.append(f"| {name} | {f['rows']:,} | {_cell(f['coverage'])} | {widths} |")
+    return lines
 
 
 def _cell(found: dict[str, Any] | None) -> str:

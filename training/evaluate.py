@@ -242,7 +242,7 @@ def reliability(
         spread = np.bincount(cluster[part], weights=inside - rate, minlength=clusters).astype(np.float64)
         plain = n * rate * (1 - rate)
         effective = n / max(1.0, _dot(spread, spread) / plain) if plain > 0 else float(n)
-        low, high = _wilson(rate, effective)
+        low, high = wilson(rate, effective)
         ends = (float(p[part[0]]), float(p[part[-1]]))
         rows.append((float(p[part].mean()), rate, low, high, n, int(inside.sum()), *ends))
     columns = ["predicted", "observed", "low", "high", "rows", "positives", "start", "end"]
@@ -429,7 +429,7 @@ def _clusters(groups: ArrayLike | None, rows: int) -> tuple[NDArray[np.int64], i
     return codes.astype(np.int64), len(found)
 
 
-def _wilson(rate: float, n: float) -> tuple[float, float]:
+def wilson(rate: float, n: float) -> tuple[float, float]:
     """Return Wilson's 95 % score interval (1927) of a share seen in `n` rows; `n` may be a fraction."""
     z = _NORMAL
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)

@@ -24,6 +24,7 @@ from features.snapshot import Facts, on_clock
 from features.vocabulary import EVENT_KINDS, TARGETS
 from serving.bundle import REASON, Bundle, TargetModel
 from serving.reasons import ReasonModel
+from serving.windows import NAME as WINDOW
 from training.baselines import Fold as BaselineFold
 from training.baselines import fit_baselines
 from training.check import require
@@ -34,6 +35,7 @@ from training.models import MIN_POSITIVES, MODELS, Fitted, ModelSpec, fit
 from training.reasons import FittedReasons, Noise, Returns, fit_reasons, judge_reasons, returns_of
 from training.slices import by_slice, slices
 from training.splits import Fold, rolling, split, violations
+from training.windows import fit_windows, judge_windows
 
 Progress = Callable[[str], None]
 
@@ -102,6 +104,7 @@ class TrainingResult:
         simulated: the dataset is a simulated world.
         targets: report per target.
         reasons: the returns of the holdout: unit_id, decided_at, stated, inspected, and the share of each reason.
+        windows: the holdout of the windows, see `training.windows.judge_windows`; None if none was trained.
     """
 
     bundle_dir: Path
@@ -115,6 +118,7 @@ class TrainingResult:
     simulated: bool
     targets: dict[str, TargetReport]
     reasons: pd.DataFrame | None = None
+    windows: pd.DataFrame | None = None
 
     @property
     def holdout(self) -> pd.DataFrame:
@@ -146,8 +150,8 @@ def train(
         as_of: only facts known before are used; default when the extract was taken.
         holdout_from: the model knows nothing of this moment or later, and is judged on what was decided from then on;
             default the latest quarter of the mature units.
-        out: folder for `bundle/`, `holdout.parquet`, `reasons.parquet` and `metrics.json`; an earlier training there is
-            replaced.
+        out: folder for `bundle/`, `holdout.parquet`, `reasons.parquet`, `windows.parquet` and `metrics.json`; an
+            earlier training there is replaced.
         seed: of everything random.
         trust: features that may tell an outcome as well as they like; they are named in `metrics.json`.
         progress: told what is being done.
@@ -197,6 +201,13 @@ def train(
         result.targets[name], documents[name] = report, document
         if model is not None:
             fitted[name] = model
+
+    def read(features: FeatureSet, row: Array) -> Array:
+        return cut(matrices, features, row)
+
+    window, window_document = fit_windows(facts, units["undelivered"], read, start, end, seed, say)
+    if not fitted:  # there will be no bundle to put it in
+        window, window_document = None, window_document | {"status": "not_trained", "why": "no target was trained"}
     result.metrics = {
         "dataset": dataset.settings.name,
         "fingerprint": dataset.fingerprint,
@@ -206,6 +217,7 @@ def train(
         "seed": seed,
         "trusted": sorted(trust),
         "targets": documents,
+        WINDOW: window_document,
     }
     fold = split(units["returned"], start, end)
     why, returns = None, None
@@ -221,7 +233,7 @@ def train(
     part.mkdir(parents=True)
     if fitted:
         say("writing the bundle")
-        training = {k: v for k, v in result.metrics.items() if k not in ("targets", REASON)} | {
+        training = {k: v for k, v in result.metrics.items() if k not in ("targets", REASON, WINDOW)} | {
             "not_trained": {n: r.why for n, r in result.targets.items() if r.status == "not_trained"}
         }
         bundle = Bundle.save(
@@ -229,9 +241,11 @@ def train(
             dataset.settings,
             {n: f.model for n, f in fitted.items()},
             {n: f.booster.model_to_string() for n, f in fitted.items()}
-            | ({REASON: why.booster.model_to_string()} if why is not None else {}),
+            | ({REASON: why.booster.model_to_string()} if why is not None else {})
+            | (window.texts if window is not None else {}),
             training,
             why.model if why is not None else None,
+            window.model if window is not None else None,
         )
         for name in fitted:
             served, report = bundle.targets[name], result.targets[name]
@@ -242,6 +256,9 @@ def train(
                 facts, units["returned"], matrices, bundle.reasons, why.noise, returns, seed
             )
             returns.document.update(judged)
+        if window is not None:
+            result.windows = judge_windows(facts, units["undelivered"], read, bundle, window, window_document, say)
+            result.windows.to_parquet(part / "windows.parquet", index=False)
     result.holdout.to_parquet(part / "holdout.parquet", index=False)
     if result.reasons is not None:
         result.reasons.to_parquet(part / "reasons.parquet", index=False)

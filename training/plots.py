@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["INK", "MODEL", "SOFT", "backtest_plot", "calibration_plot", "shap_plot", "svg", "tidy", "title"]
+__all__ = [
+    "INK",
+    "MODEL",
+    "SOFT",
+    "backtest_plot",
+    "calibration_plot",
+    "coverage_plot",
+    "shap_plot",
+    "svg",
+    "tidy",
+    "title",
+]
 
 INK, MODEL, SOFT = "#333333", "#1f5fa8", "#b9cbe0"
 """Text and outlines; what a picture is about; what stands behind it."""
@@ -102,6 +113,39 @@ def calibration_plot(
         loc="left",
     )
     tidy(top, bottom)
+    return _png(figure)
+
+
+def coverage_plot(document: Mapping[str, Any], *, simulated: bool = False) -> bytes:
+    """Draw what share of the deliveries lay inside their window, on the whole and per slice, with intervals.
+
+    Args:
+        document: `time_to_door` of `metrics.json`, trained.
+        simulated: says in the title that no parcel ever travelled.
+
+    Returns:
+        A PNG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    shown = {"all": document["metrics"], **document["slices"]}
+    names = [f"{name} ({found['rows']:,})" for name, found in shown.items()]
+    value, low, high = ([f["coverage"][k] for f in shown.values()] for k in ("value", "low", "high"))
+    place = np.arange(len(names))[::-1]
+    figure = Figure(figsize=(6.4, 1.6 + 0.28 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.axvline(document["nominal"], color="#888888", linewidth=1, linestyle="--")
+    reach = np.clip(np.array([np.subtract(value, low), np.subtract(high, value)]), 0, None)
+    axes.errorbar(value, place, xerr=reach, fmt="o", color=MODEL, ecolor=SOFT, elinewidth=3, markersize=4)
+    axes.set_yticks(place, names)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlabel("deliveries inside their window, 95 % interval (Wilson)")
+    rows = f"{document['metrics']['rows']:,} deliveries"
+    axes.set_title(title("time to door: what the windows hold", rows, simulated), fontsize=11, color=INK, loc="left")
+    tidy(axes)
     return _png(figure)
 
 

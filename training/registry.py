@@ -37,9 +37,11 @@ from training.registry_runs import (
     headlines,
     log_dataset,
     log_target,
+    log_windows,
     open_run,
     requirements,
     signature,
+    window_metrics,
 )
 from training.registry_session import Run
 from training.registry_store import RegistryError, Store
@@ -161,7 +163,8 @@ class Registry:
                         for target, document in documents.items()
                         for metric in HEADLINE
                         for bound, value in bounds(document["metrics"].get(metric))
-                    },
+                    }
+                    | window_metrics(result.metrics.get("time_to_door", {})),
                     tags={f"status.{target}": report.status for target, report in result.targets.items()},
                 )
                 client.log_dict(parent, result.metrics, "metrics.json")
@@ -170,6 +173,7 @@ class Registry:
                 client.log_text(parent, card, "model_card.md")
                 client.set_tag(parent, "mlflow.note.content", card[:7900])
                 log_dataset(client, parent, result)
+                log_windows(client, parent, result)
                 for target, report in result.targets.items():
                     say(f"{target}: figures and plots")
                     child_tags = {**common, "mlflow.parentRunId": parent}

@@ -29,9 +29,11 @@ __all__ = [
     "headlines",
     "log_dataset",
     "log_target",
+    "log_windows",
     "open_run",
     "requirements",
     "signature",
+    "window_metrics",
 ]
 
 HEADLINE = ("auc", "average_precision", "log_loss", "calibration_error")
@@ -104,6 +106,26 @@ def log_target(
                 target, report.contributions[keep], report.sample.iloc[keep], unit=unit, simulated=simulated
             )
             _send(client, run, Path(scratch) / "shap_summary.png", png)
+
+
+def window_metrics(document: dict[str, Any]) -> dict[str, float]:
+    """What the windows cover and how wide they are, as figures of a run."""
+    if document.get("status") != "trained":
+        return {}
+    served = document["metrics"]
+    metrics = {f"time_to_door_coverage{bound}": value for bound, value in bounds(served["coverage"])}
+    return metrics | {f"time_to_door_{k}": served[k] for k in ("mean_width_hours", "median_width_hours")}
+
+
+def log_windows(client: MlflowClient, run: str, result: TrainingResult) -> None:
+    """The plot of what the windows cover, slice by slice."""
+    from training.plots import coverage_plot
+
+    document = result.metrics.get("time_to_door", {})
+    if document.get("status") == "trained":
+        png = coverage_plot(document, simulated=result.simulated)
+        with tempfile.TemporaryDirectory(prefix="doorstep-") as scratch:
+            _send(client, run, Path(scratch) / "window_coverage.png", png)
 
 
 def _send(client: MlflowClient, run: str, path: Path, content: bytes) -> None:

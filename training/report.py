@@ -78,7 +78,8 @@ def table(metrics: Mapping[str, Any]) -> str:
             f"{name}: {verdict(target)} ({holdout['positives']:,} of {holdout['rows']:,} {target['unit']}s; "
             f"{target['excluded_immature']:,} too young to judge were left out)"
         )
-    return "\n".join([*out, columns(rows), "", *notes, *_reasons(metrics.get("return_reason", {}))])
+    reasons, windows = _reasons(metrics.get("return_reason", {})), _windows(metrics.get("time_to_door", {}))
+    return "\n".join([*out, columns(rows), "", *notes, *reasons, *windows])
 
 
 def _reasons(found: Mapping[str, Any]) -> list[str]:
@@ -95,6 +96,26 @@ def _reasons(found: Mapping[str, Any]) -> list[str]:
         f"(baselines: {beaten})",
         f"return_reason: of the holdout's {found['holdout']['rows']:,} returns, as estimated: {shares}",
     ]
+
+
+def _windows(found: Mapping[str, Any]) -> list[str]:
+    """Time-to-door windows: what they cover and how wide they are, beside what is simpler, and the worst slices."""
+    if found.get("status") != "trained":
+        return [f"time to door: not trained: {found['why']}"] if found else []
+    rows = [[f"{100 * found['nominal']:.0f} % window", "covers", "hours wide, mean", "median"]]
+    served = found["metrics"]
+    for who, f in {"model": served, **found["rivals"]}.items():
+        widths = (f"{f['mean_width_hours']:.1f}", f"{f['median_width_hours']:.1f}")
+        rows.append([who, _value(f["coverage"], interval=who == "model"), *widths])
+    slices = sorted(found["slices"].items(), key=lambda s: s[1]["coverage"]["value"])
+    ends = dict.fromkeys(name for name, _ in (slices[:1] + slices[-1:]))
+    said = "; ".join(f"{name} {_value(found['slices'][name]['coverage'])}" for name in ends)
+    against = found["contradictions"]
+    note = (
+        f"time to door: {served['rows']:,} deliveries; {found['excluded_immature']:,} parcels too young to judge were "
+        f"left out; {against['after']:,} of {against['checked']:,} windows contradict P(late)"
+    )
+    return ["", columns(rows), "", note, *([f"slices from {said}"] if said else [])]
 
 
 def versions(found: Sequence[Mapping[str, Any]]) -> str:

@@ -13,39 +13,43 @@ from oracles.dataset import END, START, shop
 from oracles.labels import plain
 
 from features.dataset import Dataset
+from features.history import ENTITIES, key
 from features.matrix import FeatureSet, values
 from features.settings import Settings
 from features.snapshot import Facts, Snapshot
 from features.vocabulary import GENERIC_BASE_RATES, TARGETS, TEAMS
 from serving.bundle import Bundle, TargetModel
 from serving.score import answer, score, unknown_codes
+from serving.windows import LEVELS, QUANTILES, Group, WindowModel
 from training.compile import compile_booster
 
 
 def bundle_of(facts: Facts) -> Bundle:
-    """Small models of every target that split on many features; what they learned is of no matter here."""
+    """Small models of every target, and of the window, that split on many features; what they say is of no matter."""
     import lightgbm as lgb
 
     random_numbers, models = np.random.default_rng(0), {}
+    params = {"num_leaves": 8, "min_data_in_leaf": 3, "verbose": -1, "seed": 1, "num_threads": 1}
+    params["feature_fraction"] = 0.3
     for target in TARGETS:
         features = FeatureSet.for_target(target, facts.snapshot.settings)
         matrix = values(facts.rows, features)
-        booster = lgb.train(
-            {
-                "objective": "binary",
-                "num_leaves": 8,
-                "min_data_in_leaf": 3,
-                "verbose": -1,
-                "seed": 1,
-                "feature_fraction": 0.3,
-                "num_threads": 1,
-            },
-            lgb.Dataset(matrix, random_numbers.integers(0, 2, len(matrix))),
-            num_boost_round=40,
-        )
+        label = random_numbers.integers(0, 2, len(matrix))
+        booster = lgb.train({"objective": "binary", **params}, lgb.Dataset(matrix, label), num_boost_round=40)
         usual = tuple(np.nanmedian(np.where(np.isnan(matrix).all(axis=0), 0, matrix), axis=0).tolist())
         models[target] = TargetModel(target, features, compile_booster(booster), 1.1, -0.4, 0.1, usual)
-    return Bundle("0123456789abcdef", facts.snapshot.settings, models, None, {})
+    features = FeatureSet.for_target("late", facts.snapshot.settings)
+    matrix = values(facts.rows, features)
+    took = random_numbers.normal(4, 1, len(matrix))
+    start, likely, end = (
+        compile_booster(lgb.train({"objective": "quantile", "alpha": q, **params}, lgb.Dataset(matrix, took), 20))
+        for q in QUANTILES
+    )
+    carriers = np.unique(key(ENTITIES["carrier"], facts.rows.parcels))[:2]
+    groups = {level: () for level in LEVELS} | {"all": (Group(1, "all parcels", 100, (-0.1, 0.02, 0.2)),)}
+    groups["carrier"] = tuple(Group(int(k), "one", 100, (0.1, 0.2, 0.3)) for k in carriers if k)
+    window = WindowModel(features, (start, likely, end), groups)
+    return Bundle("0123456789abcdef", facts.snapshot.settings, models, None, {}, window)
 
 
 def alike(one: Any, other: Any) -> bool:
@@ -118,6 +122,9 @@ def test_requests_one_by_one_together_and_the_dataset_are_answered_alike(
             for team in TEAMS:
                 assert risk["teams"][team] == pytest.approx(row[f"team_{team}"], abs=1e-12)
             said += 1
+        row = frame.loc[("late", body["parcel_id"])]
+        for part in ("from", "likely", "to"):
+            assert pd.Timestamp(body["window"][part]) == row[f"window_{part}"]
     assert said == sum(len(g) for t, g in frame.groupby(level=0) if t != "returned") + (
         facts.rows.line_parcel >= 0
     ).sum() - _bare(facts)
