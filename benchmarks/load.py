@@ -120,10 +120,13 @@ def prepare(directory: Path, parcels: int) -> None:
     from sklearn.preprocessing import LabelEncoder
 
     from features.dataset import Dataset
+    from features.matrix import values
     from features.rows import Rows
     from features.snapshot import Snapshot
-    from serving.bundle import Bundle
-    from serving.score import Scoring, _tables
+    from serving.bundle import REASON, Bundle
+    from serving.score import _tables
+    from serving.windows import NAME as WINDOW
+    from serving.windows import PARTS
     from training.pipeline import train
     from training.world import generate
 
@@ -135,18 +138,40 @@ def prepare(directory: Path, parcels: int) -> None:
     snapshot.save(part / "snapshot")
     bundle = Bundle.load(train(dataset, out=part / "run", seed=0).bundle_dir)
 
-    models = {}
-    for name, model in bundle.targets.items():
-        classifier = lightgbm.LGBMClassifier()
+    def fitted(model: Any, name: str, objective: str, classes: int = 0) -> Any:
+        """A scikit-learn model of LightGBM's with the trees of a model text of the bundle."""
         booster = lightgbm.Booster(model_file=part / "run" / "bundle" / "models" / f"{name}.txt")
-        classifier._Booster, classifier._objective, classifier.fitted_ = booster, "binary", True
-        classifier._n_features = classifier._n_features_in = booster.num_feature()
-        classifier._classes, classifier._n_classes = np.array([0, 1]), 2
-        classifier._le = LabelEncoder().fit([0, 1])
-        models[name] = (model.features.unit, model.features.names, classifier)
+        model._Booster, model._objective, model.fitted_ = booster, objective, True
+        model._n_features = model._n_features_in = booster.num_feature()
+        if classes:
+            model._classes, model._n_classes = np.arange(classes), classes
+            model._le = LabelEncoder().fit(range(classes))
+        return model
+
+    models: dict[str, Any] = {
+        "targets": {
+            name: (
+                model.features.unit,
+                model.features.names,
+                fitted(lightgbm.LGBMClassifier(), name, "binary", 2),
+            )
+            for name, model in bundle.targets.items()
+        },
+        "reasons": None,
+        "window": None,
+    }
+    if bundle.reasons is not None:
+        k = len(bundle.reasons.reasons)
+        classifier = fitted(lightgbm.LGBMClassifier(), REASON, "multiclass", k)
+        models["reasons"] = list(bundle.reasons.reasons), bundle.reasons.features.names, classifier
+    if bundle.window is not None:
+        quantiles = [fitted(lightgbm.LGBMRegressor(), f"{WINDOW}_{of}", "quantile") for of in PARTS]
+        models["window"] = bundle.window.features.names, quantiles
     joblib.dump(models, part / "peer.joblib")
-    for _, _, classifier in models.values():
-        classifier.n_jobs = 1
+    each = [model for _, _, model in models["targets"].values()]
+    each += [models["reasons"][2]] if models["reasons"] else []
+    for model in each + (models["window"][1] if models["window"] else []):
+        model.n_jobs = 1
     joblib.dump(models, part / "peer-tuned.joblib")
 
     def plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -165,13 +190,13 @@ def prepare(directory: Path, parcels: int) -> None:
 
     peers = []
     for request in requests:
-        scoring = Scoring(bundle, Rows(_tables([request], snapshot), snapshot))
-        explained = [e for _, e in scoring.targets()]
+        joined = Rows(_tables([request], snapshot), snapshot)
         peer: dict[str, Any] = {"parcel": {}, "lines": [{} for _ in request["lines"]]}
-        for e in explained:
-            for i, row in enumerate(e.matrix.tolist()):
-                features = {k: None if math.isnan(v) else v for k, v in zip(e.model.features.names, row, strict=True)}
-                (peer["parcel"] if e.model.features.unit == "parcel" else peer["lines"][i]).update(features)
+        for unit in ("parcel", "line"):
+            every = bundle.columns(unit)
+            for i, row in enumerate(values(joined, every).tolist()):
+                features = {k: None if math.isnan(v) else v for k, v in zip(every.names, row, strict=True)}
+                (peer["parcel"] if unit == "parcel" else peer["lines"][i]).update(features)
         peers.append(peer)
     calibration = {n: (m.slope, m.intercept) for n, m in bundle.targets.items()}
     (part / "requests.json").write_text(json.dumps({"doorstep": requests, "peer": peers, "calibration": calibration}))
