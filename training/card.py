@@ -99,11 +99,17 @@ def _card_of(result: TrainingResult, name: str) -> dict[str, Any]:
         "status": report.status.replace("_", " "),
         "maturity": report.maturity,
         "excluded": f"{report.excluded_immature:,} {unit}",
-        "train": f"{train['rows']:,} {unit}, {train['positives']:,} positive",
-        "holdout": f"{holdout['rows']:,} {unit}, {holdout['positives']:,} positive",
+        "train": _period(train, unit),
+        "holdout": _period(holdout, unit),
         "figures": "\n".join(lines),
         "features": f"{len(report.features)}" if report.features else "none",
     }
+
+
+def _period(side: Mapping[str, Any], unit: str) -> str:
+    """How many units, and the days of their decisions."""
+    days = f", decided {side['from'][:10]} to {side['to'][:10]}" if side["rows"] else ""
+    return f"{side['rows']:,} {unit}, {side['positives']:,} positive{days}"
 
 
 def _slices(found: dict[str, dict[str, Any]]) -> list[str]:
