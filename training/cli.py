@@ -310,6 +310,9 @@ def snapshot(voice: Voice, dataset: Path, as_of: str | None, out: Path, as_json:
     metavar="FEATURE",
     help="Train although this feature alone tells an outcome too well to be honest; may be repeated.",
 )
+@click.option(
+    "--params", type=click.Path(path_type=Path), help="Parameters per target, as `doorstep tune` writes them."
+)
 @click.option("--log/--no-log", default=True, show_default=True, help="Log to MLflow and register the bundle.")
 @mlflow_option
 @json_option
@@ -322,13 +325,16 @@ def train(
     out: Path | None,
     seed: int,
     trust: tuple[str, ...],
+    params: Path | None,
     log: bool,
     mlflow_uri: str | None,
     as_json: bool,
 ) -> None:
     """Train every target DATASET allows, judge it on later data beside three baselines, and log it."""
+    from training.params import Params
     from training.pipeline import train as run
 
+    chosen = None if params is None else Params.read(params)  # a mistake in it is told before the data are read
     data = _open(dataset, voice)
     out = out or Path("runs") / dataset.resolve().name
     result = run(
@@ -338,6 +344,7 @@ def train(
         out=out,
         seed=seed,
         trust=trust,
+        params=chosen,
         progress=voice.progress,
     )
     logged = None
@@ -446,6 +453,105 @@ def backtest(
         if logged is not None:
             click.echo(f"logged as run {logged}")
     voice.next(f"doorstep train {dataset}")
+
+
+class _Duration(click.ParamType[float]):
+    """Seconds from `90s`, `10m`, `1h30m`."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it."""
+        import re
+
+        found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", str(value))
+        if isinstance(value, float):
+            return value
+        if not value or found is None:
+            self.fail(f"{value!r} is no time: give one like 90s, 10m or 1h30m", param, ctx)
+        hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return float(3600 * hours + 60 * minutes + seconds)
+
+
+@main.command()
+@dataset_argument
+@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@click.option(
+    "--holdout-from", metavar="DATE", help="Nothing decided from then on is looked at [default: the latest quarter]."
+)
+@targets_option
+@click.option(
+    "--trials", type=click.IntRange(1), default=30, show_default=True, help="Of each target, earlier ones counted."
+)
+@click.option("--time-budget", type=_Duration(), metavar="10m", help="Begin no further trial after so long.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the tuning [default: runs/NAME-tuning].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@trust_option
+@click.option("--log/--no-log", default=True, show_default=True, help="Log to MLflow, with a run per trial.")
+@mlflow_option
+@json_option
+@voiced
+@click.pass_context
+def tune(
+    ctx: click.Context,
+    voice: Voice,
+    dataset: Path,
+    as_of: str | None,
+    holdout_from: str | None,
+    targets: tuple[str, ...],
+    trials: int,
+    time_budget: float | None,
+    out: Path | None,
+    seed: int,
+    trust: tuple[str, ...],
+    log: bool,
+    mlflow_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Look for better parameters on folds before the holdout; interrupted, the same command goes on.
+
+    Writes OUT/params.toml, which `doorstep train --params` takes. The first trial is what is done today.
+    """
+    from training.tune import tune as run
+
+    out = out or Path("runs") / f"{dataset.resolve().name}-tuning"
+    registry = None
+    if log:
+        from training.registry import Registry
+
+        registry = Registry(mlflow_uri)
+    data = _open(dataset, voice)
+    try:
+        result = run(
+            data,
+            out=out,
+            as_of=_zoned(as_of, data),
+            holdout_from=_zoned(holdout_from, data),
+            targets=targets,
+            trials=trials,
+            seconds=time_budget,
+            seed=seed,
+            trust=trust,
+            registry=registry,
+            progress=voice.progress,
+        )
+    except KeyboardInterrupt:
+        voice.close()
+        click.echo(f"interrupted: the finished trials are kept in {out}; the same command goes on", err=True)
+        ctx.exit(130)
+    voice.close()
+    if as_json:
+        _dump(result.document)
+    else:
+        from training.tune_report import table
+
+        click.echo(table(result.document))
+        click.echo(f"\n{out / 'params.toml'}, all trials beside it")
+    voice.next(f"doorstep train {dataset} --params {out / 'params.toml'}")
+    if result.unlogged:
+        click.echo(f"not all trials are logged, and none is lost: {result.unlogged}", err=True)
+        click.echo("the same command logs them once the registry answers, or leave it with --no-log", err=True)
+        ctx.exit(1)
 
 
 @main.command()

@@ -200,6 +200,14 @@ def variables(_: str = "") -> str:
     return _table(("variable", "stands for", "what it is"), rows)
 
 
+def knobs(_: str = "") -> str:
+    """What of a model may be set, and within which bounds."""
+    from training.params import KNOBS
+
+    rows = [(f"`{k.name}`", f"{k.low:g} to {k.high:g}", f"{k.usual:g}", k.words) for k in KNOBS.values()]
+    return _table(("parameter", "may be", "usually", "what it is"), rows)
+
+
 def world_owners(_: str = "") -> str:
     """Which team owns which causes of the simulated shop, and how many points of each risk they make."""
     from training.world import OWNERS
@@ -368,6 +376,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "features": features,
     "feature-count": feature_count,
     "command": command,
+    "knobs": knobs,
     "variables": variables,
     "world-owners": world_owners,
     "world-fault-kinds": world_fault_kinds,

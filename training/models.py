@@ -40,11 +40,17 @@ class ModelSpec:
         max_trees: most trees that are tried.
         params: LightGBM parameters that differ from `PARAMS`.
         monotone: the signs that features declare are kept.
+        max_leaves: most leaves of a tree.
+        tree_positives: a tree has about one leaf for so many positives.
+        leaf_positives: a leaf holds about so many expected positives at least.
     """
 
     target: str
     max_trees: int = 800
     monotone: bool = True
+    max_leaves: int = 31
+    tree_positives: float = 25
+    leaf_positives: float = 5
     params: dict[str, Any] = field(default_factory=dict)
 
 
@@ -71,13 +77,14 @@ PARAMS: dict[str, Any] = {
 def parameters(spec: ModelSpec, features: FeatureSet, label: Array, seed: int) -> dict[str, Any]:
     """LightGBM parameters for these rows: the fewer positives, the smaller the trees.
 
-    Leaves hold about five expected positives at least, and a tree has about one leaf for 25 positives, 4 to 31.
+    Leaves hold about five expected positives at least, and a tree has about one leaf for 25 positives, 4 to 31 (or as
+    `spec` says).
     """
     n, positives = len(label), max(1, int(min(label.sum(), len(label) - label.sum())))
     return {
         **PARAMS,
-        "num_leaves": int(np.clip(positives // 25, 4, 31)),
-        "min_data_in_leaf": int(np.clip(5 * n / positives, 20, max(20, n // 20))),
+        "num_leaves": int(np.clip(positives // spec.tree_positives, 4, spec.max_leaves)),
+        "min_data_in_leaf": int(np.clip(spec.leaf_positives * n / positives, 20, max(20, n // 20))),
         "monotone_constraints": [f.signs.get(spec.target, 0) * spec.monotone for f in features.features],
         "monotone_constraints_method": "basic",
         "num_threads": threads(n),

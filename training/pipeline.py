@@ -32,6 +32,7 @@ from training.evaluate import evaluate
 from training.labels import Labels, labels, maturity_rule
 from training.leaks import Leak, LeakError, leaks
 from training.models import MIN_POSITIVES, MODELS, Fitted, ModelSpec, fit
+from training.params import Params
 from training.reasons import FittedReasons, Noise, Returns, fit_reasons, judge_reasons, returns_of
 from training.slices import by_slice, slices
 from training.splits import Fold, rolling, split, violations
@@ -141,6 +142,7 @@ def train(
     out: str | Path = "runs/latest",
     seed: int = 0,
     trust: Collection[str] = (),
+    params: Params | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train every target that the dataset allows.
@@ -154,6 +156,7 @@ def train(
             earlier training there is replaced.
         seed: of everything random.
         trust: features that may tell an outcome as well as they like; they are named in `metrics.json`.
+        params: how the targets are modelled where it is not as usual, from `doorstep tune` or by hand.
         progress: told what is being done.
 
     Raises:
@@ -174,11 +177,17 @@ def train(
     units = {name: labels(facts, name) for name in MODELS}
     start = moment_in(holdout_from, dataset.settings)
     if start is None:
-        start = _default_holdout(units, end)
+        start = default_holdout(units, end)
     if not start < end:
         raise ValueError(
             f"holdout from {start} with the data as of {end}: the holdout must begin before the data end; "
             "give an earlier --holdout-from or a later --as-of"
+        )
+    seen = None if params is None else params.seen_until
+    if seen is not None and start < on_clock(seen, dataset.settings.timezone):
+        raise ValueError(
+            f"the parameters were chosen on what was decided before {seen}, and the holdout from {start}Z would judge "
+            "them on the same: give a later --holdout-from, or tune with an earlier one"
         )
     result = TrainingResult(
         out / "bundle",
@@ -197,7 +206,8 @@ def train(
     documents: dict[str, Any] = {}
     no_leaks(facts, units, matrices, start, end, trust)
     for name in MODELS:
-        report, document, model = _train_target(facts, units[name], matrices, start, end, seed, say)
+        spec = None if params is None else params.spec(name)
+        report, document, model = _train_target(facts, units[name], matrices, start, end, seed, say, spec)
         result.targets[name], documents[name] = report, document
         if model is not None:
             fitted[name] = model
@@ -216,6 +226,7 @@ def train(
         "holdout_from": f"{start}Z",
         "seed": seed,
         "trusted": sorted(trust),
+        **({} if params is None else {"params": params.to_json()}),
         "targets": documents,
         WINDOW: window_document,
     }
@@ -301,7 +312,8 @@ def moment_in(given: pd.Timestamp | str | None, settings: Settings) -> np.dateti
     return on_clock(given, settings.timezone)
 
 
-def _default_holdout(units: dict[str, Labels], end: np.datetime64) -> np.datetime64:
+def default_holdout(units: dict[str, Labels], end: np.datetime64) -> np.datetime64:
+    """Midnight from which on the latest quarter of the mature units was decided."""
     mature = [u.decided_at[u.known(end)[1]] for u in units.values()]
     decided = np.concatenate(mature)
     if not len(decided):
@@ -380,6 +392,7 @@ def _train_target(
     end: np.datetime64,
     seed: int,
     say: Progress,
+    spec: ModelSpec | None = None,
 ) -> tuple[TargetReport, dict[str, Any], Fitted | None]:
     target, settings = TARGETS[units.target], facts.snapshot.settings
     rule = maturity_rule(target.name, settings.return_window_days, settings.lost_after_days)
@@ -401,7 +414,7 @@ def _train_target(
     if report.why:
         say(f"{target.name}: not trained: {report.why}")
         return report, document, None
-    fitted = fit_on(facts, units, matrices, fold, seed, say)
+    fitted = fit_on(facts, units, matrices, fold, seed, say, spec)
     report.status = document["status"] = "trained"
     report.params = fitted.params
     report.features = document["features"] = fitted.model.features.names

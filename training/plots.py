@@ -32,6 +32,7 @@ __all__ = [
     "svg",
     "tidy",
     "title",
+    "tuning_plot",
 ]
 
 INK, MODEL, SOFT = "#333333", "#1f5fa8", "#b9cbe0"
@@ -270,6 +271,47 @@ def backtest_plot(document: Mapping[str, Any]) -> bytes:
         fontsize=11,
         color=INK,
     )
+    return _png(figure)
+
+
+def tuning_plot(document: Mapping[str, Any]) -> bytes:
+    """Draw the trials of a tuning in their order, a panel per target.
+
+    Args:
+        document: content of `tuning.json`.
+
+    Returns:
+        A PNG: log loss of each finished trial, the best so far, and what the present parameters reach.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    targets = {n: t for n, t in document["targets"].items() if t["status"] == "tuned"}
+    figure = Figure(figsize=(7, 0.9 + 2.0 * len(targets)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(targets), 1, squeeze=False)[:, 0]
+    for axes, (name, target) in zip(grid, targets.items(), strict=True):
+        done = [(k, t["log_loss"]) for k, t in enumerate(target["history"], 1) if t["log_loss"] is not None]
+        at, loss = (np.array(values) for values in zip(*done, strict=True))
+        axes.axhline(target["current"]["log_loss"], color="#888888", linewidth=1, linestyle="--", label="as today")
+        axes.plot(at, loss, "o", color=SOFT, markersize=5, label="trial")
+        axes.step(at, np.minimum.accumulate(loss), where="post", color=MODEL, label="best so far")
+        given_up = [k for k, t in enumerate(target["history"], 1) if t["log_loss"] is None]
+        axes.plot(
+            given_up,
+            np.full(len(given_up), 0.04),
+            "|",
+            color="#999999",
+            transform=axes.get_xaxis_transform(),
+            label="given up half-way",
+        )
+        axes.set_ylabel(f"{name}\nlog loss", fontsize=9)
+        axes.tick_params(labelsize=8)
+        tidy(axes)
+    grid[-1].set_xlabel("trial", fontsize=9)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    what = f"{document['dataset']}: parameters tried on folds before {document['holdout_from'][:10]}"
+    figure.suptitle(title(what, f"as of {document['as_of'][:10]}", document["simulated"]), fontsize=11, color=INK)
     return _png(figure)
 
 

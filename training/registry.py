@@ -157,7 +157,8 @@ class Registry:
                 batch(
                     client,
                     parent,
-                    params={"seed": result.seed, "as_of": as_of, "holdout_from": holdout_from},
+                    params={"seed": result.seed, "as_of": as_of, "holdout_from": holdout_from}
+                    | ({"params": result.metrics["params"]["source"]} if "params" in result.metrics else {}),
                     metrics={
                         f"{target}_{metric}{bound}": value
                         for target, document in documents.items()
@@ -185,20 +186,21 @@ class Registry:
         return Logged(parent, found, champion, self.where)
 
     @contextmanager
-    def run(self, name: str, tags: Mapping[str, str], id: str = "") -> Iterator[Run]:
+    def run(self, name: str, tags: Mapping[str, str], id: str = "", left: str = "FINISHED") -> Iterator[Run]:
         """Open a run that is no training (a backtest, a tuning); it is closed as finished, failed or killed.
 
         Args:
             name: of the run.
             tags: of the run; Doorstep's version is added.
             id: a run to go on with, if it is still there.
+            left: what it is left as when all went well; `RUNNING` if more is to come.
 
         Raises:
             RegistryError: the registry does not answer or refuses, whenever something is written.
         """
         with self._store.client() as client:
             tags = {**tags, "doorstep_version": own_version()}
-            with Run.opened(client, self._experiment(client), name, tags, id) as run:
+            with Run.opened(client, self._experiment(client), name, tags, id, left) as run:
                 yield run
 
     def models(self) -> list[dict[str, Any]]:

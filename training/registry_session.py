@@ -34,7 +34,12 @@ class Run:
     @staticmethod
     @contextmanager
     def opened(
-        client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str], id: str = ""
+        client: MlflowClient,
+        experiment: str,
+        name: str,
+        tags: Mapping[str, str],
+        id: str = "",
+        left: str = "FINISHED",
     ) -> Iterator[Run]:
         """Open a run, or one that was left open or closed before, and close it with what became of it.
 
@@ -42,6 +47,7 @@ class Run:
             client, experiment: as of the class.
             name, tags: of a new run.
             id: of a run to go on with; a new one where there is none of this id.
+            left: what it is left as when all went well.
         """
         from mlflow.exceptions import MlflowException
 
@@ -58,7 +64,10 @@ class Run:
         except BaseException as error:
             client.set_terminated(run.id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        client.set_terminated(run.id, "FINISHED")
+        if left == "RUNNING":
+            client.update_run(run.id, status=left)
+        else:
+            client.set_terminated(run.id, left)
 
     @contextmanager
     def child(self, name: str, tags: Mapping[str, str], id: str = "") -> Iterator[Run]:
