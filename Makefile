@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check serve bench bench-truth world-picture clean
+.PHONY: help install demo notebook test lint check serve bench bench-truth world-picture clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ install: $(STAMP)  ## make .venv with everything in it (the other targets do thi
 
 demo: $(STAMP)  ## a simulated shop from raw tables to an explained risk over HTTP, in demo/
 	@$(BIN)/python -m training.demo $(ARGS)
+
+notebook: $(STAMP)  ## run the notebook for data scientists, from tables to promotion, into docs/notebooks/one-round.html
+	@$(BIN)/python docs/notebooks/run.py $(ARGS)
 
 test: lint  ## lint, types, import contract, then the tests: what CI runs
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
@@ -61,7 +64,7 @@ world-picture: $(STAMP)  ## draw the simulated shop, its tables beside its truth
 	@$(BIN)/python -m training.docs
 
 clean:  ## remove .venv, caches and what demo and bench made; never runs/, deploy/ or the model registry
-	rm -rf $(VENV) build dist demo benchmarks/out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist demo benchmarks/out docs/notebooks/*.html *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # The newest of the inputs decides: change a pin or a dependency and the next target installs it.
 $(STAMP): pyproject.toml constraints.txt
