@@ -14,6 +14,7 @@ import numpy as np
 from features.files import digest_of
 from features.vocabulary import TARGETS
 from training.evaluate import METRICS
+from training.report import recent
 from training.slices import meaning
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _card_of(result: TrainingResult, name: str) -> dict[str, Any]:
             cells = [_cell(document["metrics"].get(key)), *(_cell(b.get(key)) for b in rivals.values())]
             arrow = "higher is better" if metric.higher_is_better else "lower is better"
             lines.append(f"| {metric.words} ({arrow}) | " + " | ".join(cells) + " |")
-        lines += ["", *_verdicts(document), ""]
+        lines += ["", *_verdicts(document), *(f"- {said}" for said in (recent(document),) if said), ""]
         lines += [f"- {b.replace('_', ' ')}: {note}" for b, note in report.baseline_notes.items()]
         lines += _drivers(report)
         lines += _slices(document.get("slices", {}))

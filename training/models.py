@@ -3,7 +3,8 @@
 Rolling origins inside the training period do two jobs with one set of fits. Each fold's model has never seen the
 fold's test rows, so their pooled predictions choose the number of trees (lowest log loss) and fit the calibration
 (linear in log-odds, after Platt, 1999; kept near the identity where positives are few). The model itself is then
-fitted on all mature rows. No resampling and no class weights: they buy no ranking and ruin probabilities.
+fitted on all mature rows, and on young ones for what is known of them already (`training.maturity`). No resampling and
+no class weights: they buy no ranking and ruin probabilities.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from features.arrays import Array
 from features.matrix import FeatureSet
 from serving.bundle import TargetModel
 from training.compile import compile_booster
+from training.maturity import News
 from training.splits import Fold
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class ModelSpec:
         max_leaves: most leaves of a tree.
         tree_positives: a tree has about one leaf for so many positives.
         leaf_positives: a leaf holds about so many expected positives at least.
+        young: rows too young to judge are trained on for what is known of them (docs/decisions/NN-young-rows.md).
     """
 
     target: str
@@ -51,11 +54,13 @@ class ModelSpec:
     max_leaves: int = 31
     tree_positives: float = 25
     leaf_positives: float = 5
+    young: bool = True
     params: dict[str, Any] = field(default_factory=dict)
 
 
 MODELS: dict[str, ModelSpec] = {
-    name: ModelSpec(name) for name in ("late", "failed_attempt", "damaged", "undelivered", "returned")
+    "late": ModelSpec("late", young=False),  # judged within days: there is nothing to gain
+    **{name: ModelSpec(name) for name in ("failed_attempt", "damaged", "undelivered", "returned")},
 }
 
 PARAMS: dict[str, Any] = {
@@ -111,6 +116,9 @@ class Fitted:
         booster: LightGBM's model.
         params: parameters it was fitted with, and the number of trees.
         calibration_rows, calibration_positives: what the calibration stands on.
+        young_rows: rows too young to judge that were trained on as well.
+        young_worth: what one of them told on average, as a share of a mature row.
+        recent_level: what the last four weeks, mature and young, put on the log-odds of all rows.
     """
 
     model: TargetModel
@@ -118,6 +126,9 @@ class Fitted:
     params: dict[str, Any]
     calibration_rows: int
     calibration_positives: int
+    young_rows: int = 0
+    young_worth: float = 0.0
+    recent_level: float = 0.0
 
 
 def fit(
@@ -128,6 +139,7 @@ def fit(
     folds: list[Fold],
     seed: int,
     progress: Callable[[str], None] = lambda _: None,
+    news: News | None = None,
 ) -> Fitted:
     """Fit one target.
 
@@ -139,6 +151,7 @@ def fit(
         folds: rolling folds inside the training period, may be empty.
         seed: of bagging and feature sampling.
         progress: told what is being done.
+        news: what is known of all rows decided before the end of training, young ones too; None to leave those out.
 
     Raises:
         ValueError: the training rows hold one class only.
@@ -185,13 +198,35 @@ def fit(
         features = FeatureSet(features.unit, tuple(f for f, k in zip(features.features, keep, strict=True) if k))
         matrix = matrix[:, keep]
         params = parameters(spec, features, y, seed)
-    progress(f"{spec.target}: {trees} trees on {len(train):,} rows, {len(features.features)} features")
-    booster = lgb.train(params, lgb.Dataset(matrix[train], y, free_raw_data=True), num_boost_round=trees)
-    raw = np.asarray(booster.predict(matrix[train], raw_score=True, num_threads=threads(len(train))))
-    intercept = centred(slope * raw, y)
+    young = "" if news is None or not news.young else f" and {news.young:,} young ones"
+    progress(f"{spec.target}: {trees} trees on {len(train):,} rows{young}, {len(features.features)} features")
     usual = tuple(float(v) for v in _medians(matrix[train]))
-    model = TargetModel(spec.target, features, compile_booster(booster), slope, intercept, float(y.mean()), usual)
-    return Fitted(model, booster, {**params, "num_trees": trees}, rows, positives)
+    used = 0
+    worth = lately = 0.0
+    if news is None or not news.young:
+        booster = lgb.train(params, lgb.Dataset(matrix[train], y, free_raw_data=True), num_boost_round=trees)
+        raw = np.asarray(booster.predict(matrix[train], raw_score=True, num_threads=threads(len(train))))
+        intercept = centred(slope * raw, y)
+    else:
+        booster = _grown(params, matrix[news.where], news, trees)
+        raw = np.asarray(booster.predict(matrix[news.where], raw_score=True, num_threads=threads(len(train))))
+        intercept = settled(slope * raw, news.slopes)
+        used, worth = news.young, news.worth(slope * raw + intercept)
+        # What has changed of late shows in no feature before its units are mature: the level may follow it sooner.
+        lately = settled(slope * raw[news.recent] + intercept, news.only(news.recent).slopes, PLATT_PRIOR)
+    compiled = compile_booster(booster)
+    model = TargetModel(spec.target, features, compiled, slope, intercept + lately, float(y.mean()), usual)
+    return Fitted(model, booster, {**params, "num_trees": trees}, rows, positives, used, worth, lately)
+
+
+def _grown(params: dict[str, Any], matrix: Array, news: News, trees: int) -> lightgbm.Booster:
+    """Trees on young rows too; the score they start from is in none of them."""
+    import lightgbm as lgb
+
+    start = settled(np.zeros(len(matrix)), news.slopes)
+    rows = lgb.Dataset(matrix, np.zeros(len(matrix)), init_score=np.full(len(matrix), start), free_raw_data=True)
+    ours = {**params, "objective": lambda raw, _: news.slopes(raw)}
+    return lgb.train(ours, rows, num_boost_round=trees)
 
 
 STAGE = 10
@@ -269,10 +304,23 @@ def calibration_slope(raw: Sequence[Array], label: Sequence[Array]) -> float:
 
 def centred(raw: Array, label: Array) -> float:
     """Intercept with which the probabilities of raw scores (n,) have the mean of the labels (n,)."""
+
+    def slopes(z: Array) -> tuple[Array, Array]:
+        p = _logistic(z)
+        return p - label, p * (1 - p)
+
+    return settled(raw, slopes)
+
+
+def settled(raw: Array, slopes: Callable[[Array], tuple[Array, Array]], prior: float = 0.0) -> float:
+    """What has to be added to raw scores (n,) to have the least loss, given its gradient and curvature, each (n,).
+
+    `prior / 2` times its square is added to the loss: with few rows it stays near 0.
+    """
     at = 0.0
     for _ in range(50):
-        p = _logistic(raw + at)
-        step = (p - label).sum() / max(1e-9, (p * (1 - p)).sum())
+        gradient, curve = slopes(raw + at)
+        step = (gradient.sum() + prior * at) / max(1e-9, curve.sum() + prior)
         at -= float(np.clip(step, -2, 2))
         if abs(step) < 1e-12:
             break

@@ -31,6 +31,7 @@ from training.check import require
 from training.evaluate import evaluate
 from training.labels import Labels, labels, maturity_rule
 from training.leaks import Leak, LeakError, leaks
+from training.maturity import TooYoung, matured_rate, news
 from training.models import MIN_POSITIVES, MODELS, Fitted, ModelSpec, fit
 from training.params import Params
 from training.reasons import FittedReasons, Noise, Returns, fit_reasons, judge_reasons, returns_of
@@ -65,7 +66,7 @@ class TargetReport:
         why: the reason it was not trained; empty otherwise.
         unit: `parcel` or `line`.
         maturity: the maturity rule in words.
-        excluded_immature: units that were too young, in training and in the holdout.
+        excluded_immature: units that were too young and of no use, in training and in the holdout.
         params: LightGBM's parameters.
         features: names of the columns.
         dropped: columns that were left out, having nothing, or next to nothing, to say in the training rows.
@@ -420,6 +421,11 @@ def _train_target(
     report.features = document["features"] = fitted.model.features.names
     every = FeatureSet.for_target(target.name, settings).names
     report.dropped = document["dropped"] = [n for n in every if n not in report.features]
+    # Of those too young to judge, what was known before the holdout began has been learned from.
+    report.excluded_immature = document["excluded_immature"] = excluded - fitted.young_rows
+    document["excluded"]["train"] -= fitted.young_rows
+    document["young"] = {"rows": fitted.young_rows, "worth": fitted.young_worth, "level": fitted.recent_level}
+    document["recent"] = _recent(facts, units, end)
     document["calibration"] = {
         "slope": fitted.model.slope,
         "intercept": fitted.model.intercept,
@@ -427,6 +433,14 @@ def _train_target(
         "positives": fitted.calibration_positives,
     }
     return report, document, fitted
+
+
+def _recent(facts: Facts, units: Labels, end: np.datetime64) -> dict[str, Any]:
+    """The rate of the last four weeks before the data end, by what is known so far; or why there is none."""
+    try:
+        return matured_rate(facts, units, end).to_json()
+    except TooYoung as error:
+        return {"why": str(error)}
 
 
 def fit_on(
@@ -463,7 +477,9 @@ def fit_on(
     inner = rolling(units, fold.at, 1 if many else 3, 0.75 if many else 0.4)
     label = np.full(len(units), -1, dtype=np.int8)
     label[fold.train] = fold.train_label
-    return fit(spec or MODELS[units.target], features, matrix[:, useful], label, inner, seed, say)
+    spec = spec or MODELS[units.target]
+    heard = news(facts, units, fold.at) if spec.young else None
+    return fit(spec, features, matrix[:, useful], label, inner, seed, say, heard)
 
 
 def train_reasons(

@@ -48,6 +48,18 @@ def verdict(target: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def recent(target: Mapping[str, Any]) -> str:
+    """The rate of the last four weeks in words, or why there is none; empty where nobody asked."""
+    found = target.get("recent", {})
+    if "corrected" not in found:
+        return f"last four weeks: {found['why']}" if found else ""
+    rate, low, high, naive = (f"{100 * found[k]:.1f}" for k in ("corrected", "low", "high", "naive"))
+    return (
+        f"last four weeks: {rate} % [{low}, {high}] of {found['units']:,} {target['unit']}s once all is known; "
+        f"{naive} % so far, which is no rate"
+    )
+
+
 def table(metrics: Mapping[str, Any]) -> str:
     """Metrics of a training beside the baselines, one block per target."""
     said = "SIMULATED data" if metrics.get("simulated") else "data"
@@ -78,6 +90,8 @@ def table(metrics: Mapping[str, Any]) -> str:
             f"{name}: {verdict(target)} ({holdout['positives']:,} of {holdout['rows']:,} {target['unit']}s; "
             f"{target['excluded_immature']:,} too young to judge were left out)"
         )
+        if recent(target):
+            notes.append(f"{name}, {recent(target)}")
     reasons, windows = _reasons(metrics.get("return_reason", {})), _windows(metrics.get("time_to_door", {}))
     return "\n".join([*out, columns(rows), "", *notes, *reasons, *windows])
 
