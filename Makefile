@@ -14,10 +14,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo notebook test lint check serve bench bench-truth world-picture clean
+.PHONY: help install demo notebook test lint check serve bench bench-truth bench-maturity world-picture clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.12 chooses the interpreter, ARGS="..." is passed on: make test ARGS="-k snapshot"'
 
@@ -49,7 +49,7 @@ serve: $(STAMP)  ## serve the published model on port 3000 (else the demo's, els
 	exec $(BIN)/doorstep serve "$$@"
 
 bench: $(STAMP)  ## the speed benchmarks, each one command of benchmarks/, and the slow tests (tens of minutes)
-	@failed=; for each in $(filter-out benchmarks/truth.py,$(wildcard benchmarks/*.py)); do \
+	@failed=; for each in $(filter-out benchmarks/truth.py benchmarks/maturity.py,$(wildcard benchmarks/*.py)); do \
 		echo; echo "$$ python $$each"; \
 		$(BIN)/python $$each || failed="$$failed $$each"; \
 	done; \
@@ -58,6 +58,9 @@ bench: $(STAMP)  ## the speed benchmarks, each one command of benchmarks/, and t
 
 bench-truth: $(STAMP)  ## Doorstep against the truth of simulated shops, as tables; into docs/truth.md with ARGS="--write all" (half an hour)
 	@$(BIN)/python benchmarks/truth.py $(ARGS)
+
+bench-maturity: $(STAMP)  ## what rows too young to judge are worth, as tables; into docs/maturity.md with ARGS=--write (an hour or two)
+	@$(BIN)/python benchmarks/maturity.py $(ARGS)
 
 world-picture: $(STAMP)  ## draw the simulated shop, its tables beside its truth, into docs/world (half a minute)
 	@$(BIN)/python -m training.world.picture $(ARGS)

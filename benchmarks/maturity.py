@@ -1,11 +1,10 @@
 """Young rows: what a cohort's rate is worth before it can be counted, and whether a model gains by training on them.
 
-    python benchmarks/maturity.py rates    [--parcels 60000] [--seeds 5] [--write]
-    python benchmarks/maturity.py training [--parcels 30000] [--seeds 4] [--write]
+    python benchmarks/maturity.py [rates | training] [--parcels N] [--seeds N] [--write]
 
-Both make simulated shops and look at each as it was known on several days of its year. `plain` is the plain shop; in
-`fresh` goods and carriers go wrong shortly before those days, so that only young rows can show it. `--write` puts the
-tables into docs/maturity.md.
+Both parts make simulated shops and look at each as it was known on several days of its year. `plain` is the plain shop;
+in `fresh` goods and carriers go wrong shortly before those days, so that only young rows can show it. `--write` puts
+the tables into docs/maturity.md.
 
     rates      rate of what was decided in the last four weeks: counted so far, by a life table of the last four weeks,
                and by `training.maturity.matured_rate`, against the true mean probability of that very cohort.
@@ -76,12 +75,14 @@ SHARE = 0.1
 """Of the naive error: more of it, and the benchmark fails."""
 
 Say = Callable[[str], None]
+Truth = dict[str, pd.DataFrame]
+"""The oracle's probabilities of parcels and lines, by id."""
 
 
 # ---- rates
 
 
-def rates(facts: Facts, truth: dict[str, pd.DataFrame], target: str, day: str) -> Iterator[dict[str, Any]]:
+def rates(facts: Facts, truth: Truth, target: str, day: str) -> Iterator[dict[str, Any]]:
     """The rate of what was decided in the four weeks before a day, by each way to tell it."""
     units, at = labels(facts, target), np.datetime64(day, "us")
     found = matured_rate(facts, units, at)
@@ -284,7 +285,7 @@ def size(facts: Facts, units: Labels, matrix: Array, features: FeatureSet, at: n
 
 
 def compared(
-    facts: Facts, truth: dict[str, pd.DataFrame], units: Labels, matrix: Array, by: Size, at: np.datetime64
+    facts: Facts, truth: Truth, units: Labels, matrix: Array, by: Size, at: np.datetime64
 ) -> Iterator[dict[str, Any]]:
     """Each way, trained on one day and judged by what is decided in the six weeks after."""
     end = facts.snapshot.as_of
@@ -294,10 +295,7 @@ def compared(
     rows = matrix[np.ix_(units.row, by.columns)]
     true = truth[units.unit][units.target].reindex(units.unit_id[test]).to_numpy()
     every = news(facts, units, at)
-    recent = np.flatnonzero(units.decided_at[every.where] >= at - FOUR_WEEKS)
-    lately = replace(
-        every, **{f: getattr(every, f)[recent] for f in ("where", "mature", "happened", "if_true", "if_false")}
-    )
+    lately = every.only(every.recent)
     for way, own in ways(facts, units, fold, end).items():
         started = time.perf_counter()
         raw = train(rows, own, by.params, by.trees, by.slope)
@@ -440,18 +438,37 @@ def training_text(found: pd.DataFrame, parcels: int) -> str:
 # ---- all of it
 
 
+PARTS = {"rates": (40_000, 5), "training": (30_000, 2)}
+"""Parcels and shops per scenario of each part."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("part", choices=("rates", "training"))
-    parser.add_argument("--parcels", type=int, help="parcels of each shop (default 60000, for training 30000)")
-    parser.add_argument("--seeds", type=int, help="shops per scenario (default 5, for training 4)")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every single figure as well")
+    parser.add_argument("part", nargs="?", choices=tuple(PARTS), help="which (default both)")
+    parser.add_argument("--parcels", type=int, help="parcels of each shop (default 40000, for training 30000)")
+    parser.add_argument("--seeds", type=int, help="shops per scenario (default 5, for training 2)")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/maturity.md")
     args = parser.parse_args()
-    parcels = args.parcels or (60_000 if args.part == "rates" else 30_000)
+    wrong: list[str] = []
+    for part, (parcels, seeds) in PARTS.items():
+        if args.part in (None, part):
+            parcels = args.parcels or parcels
+            found = measured(part, parcels, args.seeds or seeds)
+            text = (rates_text if part == "rates" else training_text)(found, parcels)
+            print(text)
+            if args.write:
+                write(text, part)
+            wrong += rates_failures(found) if part == "rates" else []
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return int(bool(wrong))
+
+
+def measured(part: str, parcels: int, seeds: int) -> pd.DataFrame:
+    """Every figure of one part, a row each."""
     started, found = time.monotonic(), []
     OUT.mkdir(parents=True, exist_ok=True)
-    for seed in range(args.seeds or (5 if args.part == "rates" else 4)):
+    for seed in range(seeds):
         for name, (scenario, days) in SCENARIOS.items():
             folder = Path(tempfile.mkdtemp(dir=OUT))
 
@@ -466,37 +483,32 @@ def main() -> int:
                 facts = Facts.of(Dataset.open(shop))
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-            if args.part == "rates":
-                for target in TARGETS:
-                    for day in RATE_DAYS:
-                        found += [{"scenario": name, "seed": seed, **f} for f in rates(facts, truth, target, day)]
-                say("rates")
-                continue
-            for unit in ("line", "parcel"):
-                wanted = [n for n in TRAINED if UNITS[n].unit == unit]
-                features = FeatureSet.union([FeatureSet.for_target(n, facts.snapshot.settings) for n in wanted])
-                matrix = whole(facts, features)
-                for target in wanted:
-                    units = labels(facts, target)
-                    by = size(facts, units, matrix, features, np.datetime64(days[0], "us"))
-                    for day in days:
-                        say(f"{target}, {day}")
-                        here = {"scenario": name, "seed": seed, "target": target, "day": day}
-                        every = compared(facts, truth, units, matrix, by, np.datetime64(day, "us"))
-                        found += [here | f for f in every]
-            if args.csv:
-                pd.DataFrame(found).to_csv(args.csv, index=False)
-    frame = pd.DataFrame(found)
-    if args.csv:
-        frame.to_csv(args.csv, index=False)
-    text = (rates_text if args.part == "rates" else training_text)(frame, parcels)
-    print(text)
-    if args.write:
-        write(text, args.part)
-    wrong = rates_failures(frame) if args.part == "rates" else []
-    for line in wrong:
-        print(line, file=sys.stderr)
-    return int(bool(wrong))
+            every = all_rates(facts, truth, say) if part == "rates" else all_trainings(facts, truth, days, say)
+            found += [{"scenario": name, "seed": seed, **f} for f in every]
+    return pd.DataFrame(found)
+
+
+def all_rates(facts: Facts, truth: Truth, say: Say) -> Iterator[dict[str, Any]]:
+    """`rates` of every target and day."""
+    for target in TARGETS:
+        say(f"rates of {target}")
+        for day in RATE_DAYS:
+            yield from rates(facts, truth, target, day)
+
+
+def all_trainings(facts: Facts, truth: Truth, days: tuple[str, ...], say: Say) -> Iterator[dict[str, Any]]:
+    """`compared` of every target and day."""
+    for unit in ("line", "parcel"):
+        wanted = [n for n in TRAINED if UNITS[n].unit == unit]
+        features = FeatureSet.union([FeatureSet.for_target(n, facts.snapshot.settings) for n in wanted])
+        matrix = whole(facts, features)
+        for target in wanted:
+            units = labels(facts, target)
+            by = size(facts, units, matrix, features, np.datetime64(days[0], "us"))
+            for day in days:
+                say(f"{target}, {day}")
+                for found in compared(facts, truth, units, matrix, by, np.datetime64(day, "us")):
+                    yield {"target": target, "day": day, **found}
 
 
 def write(text: str, block: str) -> None:

@@ -226,6 +226,9 @@ class _Delays:
         """(days, r) state of each mature unit so many days before its label could be judged, -1 not at risk."""
         self.shares = np.stack([self._share(self.positive), self._share(~self.positive)])
         """(2, days, states): among units whose label came out true, and false, the share in each state."""
+        risk = np.stack([(self.past[:, which] >= 0).sum(axis=1) for which in (self.positive, ~self.positive)])
+        self.last = max(0, int((risk >= LEAST).all(axis=0).cumprod().sum()) - 1)
+        """The most days before that enough units of both labels were at risk: who is younger is taken to be as old."""
 
     def _states(self, moment: Array) -> Array:
         """What is known of each unit before its moment, (n,): a code, or -1 where it was not at risk."""
@@ -248,20 +251,22 @@ class _Delays:
         counts = np.stack([np.bincount(s[which & (s >= 0)], minlength=STATES) for s in self.past]).astype(np.float64)
         return counts / np.maximum(1.0, counts.sum(axis=1, keepdims=True))
 
-    def _places(self, at: Array) -> tuple[Array, Array, Array]:
-        """Day, share of the next day, and state of young units."""
-        left = (self.units.matures_at[at] - self.as_of) / DAY
+    def _days(self, at: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        """The two days between which young units are, each with its share of them."""
+        left = np.minimum((self.units.matures_at[at] - self.as_of) / DAY, self.last)
         day = left.astype(np.int64)
-        return day, left - day, self.state[at]
+        return (day, 1 - (left - day)), (np.minimum(day + 1, self.last), left - day)
+
+    def _likelihoods(self, at: Array) -> Array:
+        """Of what is known of young units, if their label is true and if it is false: (2, n)."""
+        return np.asarray(sum(part * self.shares[:, day, self.state[at]] for day, part in self._days(at)))
 
     def news(self) -> News:
         at = np.flatnonzero(self.risk)
         mature = self.mature[at]
         true, false = (self.label[at] == 1).astype(np.float64), (self.label[at] == 0).astype(np.float64)
         young = np.flatnonzero(~mature)
-        day, part, state = self._places(at[young])
-        for values, share in ((true, self.shares[0]), (false, self.shares[1])):
-            values[young] = (1 - part) * share[day, state] + part * share[day + 1, state]
+        true[young], false[young] = self._likelihoods(at[young])
         unheard = young[(true[young] == 0) & (false[young] == 0)]  # no mature unit was ever like this: it tells nothing
         true[unheard] = false[unheard] = 1.0
         told = _told(self.units.outcome, self.units.row[at], np.full(len(at), self.as_of)) == 1
@@ -277,17 +282,14 @@ class _Delays:
         The score moves with the shares as its derivatives say; a share moves with a unit as a mean does.
         """
         at = at[~self.mature[at]]
-        day, part, state = self._places(at)
-        weights = np.zeros((2, self.days, STATES))
-        true, false = (
-            (1 - part) * share[day, state] + part * share[day + 1, state] for share in (self.shares[0], self.shares[1])
-        )
+        true, false = self._likelihoods(at)
         heard = (true > 0) | (false > 0)
-        day, part, state, true, false = day[heard], part[heard], state[heard], true[heard], false[heard]
+        at, true, false = at[heard], true[heard], false[heard]
         usual = rate * true + (1 - rate) * false
-        for side, slope in enumerate((false / usual**2, -true / usual**2)):
-            np.add.at(weights[side], (day, state), (1 - part) * slope)
-            np.add.at(weights[side], (day + 1, state), part * slope)
+        weights = np.zeros((2, self.days, STATES))
+        for day, part in self._days(at):
+            np.add.at(weights[0], (day, self.state[at]), part * false / usual**2)
+            np.add.at(weights[1], (day, self.state[at]), -part * true / usual**2)
         out = np.zeros(len(self.reference))
         for side, which in enumerate((self.positive, ~self.positive)):
             for k, states in enumerate(self.past):

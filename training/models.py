@@ -45,7 +45,7 @@ class ModelSpec:
         max_leaves: most leaves of a tree.
         tree_positives: a tree has about one leaf for so many positives.
         leaf_positives: a leaf holds about so many expected positives at least.
-        young: rows too young to judge are trained on for what is known of them (docs/decisions/NN-young-rows.md).
+        young: rows too young to judge are trained on for what is known of them (docs/decisions/20-young-rows.md).
     """
 
     target: str
@@ -220,13 +220,15 @@ def fit(
 
 
 def _grown(params: dict[str, Any], matrix: Array, news: News, trees: int) -> lightgbm.Booster:
-    """Trees on young rows too; the score they start from is in none of them."""
+    """Trees on young rows too. Their scores begin where the base rate is, as those of LightGBM's own losses do."""
     import lightgbm as lgb
 
     start = settled(np.zeros(len(matrix)), news.slopes)
     rows = lgb.Dataset(matrix, np.zeros(len(matrix)), init_score=np.full(len(matrix), start), free_raw_data=True)
-    ours = {**params, "objective": lambda raw, _: news.slopes(raw)}
-    return lgb.train(ours, rows, num_boost_round=trees)
+    booster = lgb.train({**params, "objective": lambda raw, _: news.slopes(raw)}, rows, num_boost_round=trees)
+    for leaf in range(booster.dump_model(num_iteration=1)["tree_info"][0]["num_leaves"]):
+        booster.set_leaf_output(0, leaf, booster.get_leaf_output(0, leaf) + start)
+    return booster
 
 
 STAGE = 10

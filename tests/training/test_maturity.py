@@ -112,12 +112,12 @@ def test_a_rate_that_changed_four_weeks_ago_is_found_where_counting_so_far_is_fa
 
 @pytest.mark.parametrize("together", [1, 3])
 def test_the_interval_holds_the_rate_as_often_as_it_says(together):
-    facts, _ = simulated(np.random.default_rng(4), 16_000, 0.2, 0.2, days=2_400, together=together)
+    facts, _ = simulated(np.random.default_rng(4), 9_000, 0.2, 0.2, days=1_400, together=together)
     units, hits = labels(facts, "returned"), []
-    for day in range(150, 2_400, 28):  # cohorts of 190 lines that share nothing
+    for day in range(150, 1_400, 28):  # cohorts of 180 lines that share nothing
         found = matured_rate(facts, units, us(START + pd.Timedelta(days=day)))
         hits.append(found.low <= 0.2 <= found.high)
-    assert len(hits) > 80 and np.mean(hits) >= 0.88  # 95 % nominal; the share among 80 scatters by 2.4 %
+    assert len(hits) == 45 and sum(hits) >= 39  # 95 % nominal: fewer than 39 of 45 in one of a hundred runs
 
 
 def test_an_interval_ends_at_0_where_nothing_has_happened():
@@ -247,11 +247,11 @@ def test_young_rows_whose_label_is_as_good_as_known_are_learned_from_like_mature
 
 
 def test_the_level_follows_what_changed_in_the_last_four_weeks():
-    n = 8_000
+    n = 20_000
     young = np.arange(n) >= n - n // 8
     matrix, chance, fitted = learned(n, young, 0.6, late_change=0.8)
     assert 0.3 < fitted.young_worth < 0.7  # a share of 0.6 of what happens is known by now
-    assert 0.4 < fitted.recent_level < 0.9
+    assert 0.3 < fitted.recent_level < 0.9
     own = fitted.model.probability(matrix)[young]
     without = 1 / (1 + np.exp(fitted.recent_level - np.log(own / (1 - own))))
     assert abs(own.mean() - chance[young].mean()) < 0.4 * abs(without.mean() - chance[young].mean())
