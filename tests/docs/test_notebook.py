@@ -110,6 +110,8 @@ def test_every_picture_is_one_and_is_put_into_words(outputs: dict[str, list[dict
 def test_its_cells_give_what_the_text_says(outputs: dict[str, list[dict[str, Any]]]) -> None:
     said = {name: text_of(found) for name, found in outputs.items()}
     assert "fit to train on: 0 errors" in said["check"]
+    so_far, to_come = (float(share) for share in re.findall(r"([\d.]+)%(?: have| \()", said["matured"]))
+    assert 0 < so_far < to_come
     assert "late_rate_lane_28d of P" in said["facts"] and "the whole shop" in said["facts"]
     assert "SIMULATED" in said["results"] and "cannot be told from" in said["results"]
     assert all(f"\n{target} " in said["results"] for target in ("late", "failed_attempt", "damaged", "returned"))
