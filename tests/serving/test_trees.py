@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.trees import ARRAYS, CompiledTrees
+from serving.trees import ARRAYS, CompiledTrees, RawTogether
 from tests.oracles.shapley import TINY, shapley
 from training.compile import compile_booster, shapley_of_products
 
@@ -212,6 +212,22 @@ class TestCompany:
         for method in (compiled.contributions, compiled.raw):
             with pytest.raises(ValueError, match=r"needs \(n, 12\)"):
                 method(np.zeros(shape))
+
+
+class TestTogether:
+    def test_each_model_says_what_it_says_alone_bit_for_bit(self, booster: lgb.Booster, rows: Floats) -> None:
+        x, y = data(seed=5)
+        others = [fit(x, y, 10), fit(x, y, 5, zero_as_missing=True, max_bin=9), fit(x, np.ones(len(x)), 2)]
+        models = [compile_booster(b) for b in (others[0], booster, *others[1:])]
+        joined = RawTogether(models)
+        for some in (awkward(booster, rows)[:150], rows[:50]):
+            alone = np.stack([m.raw(some) for m in models], axis=1)
+            assert np.array_equal(np.stack([joined.raw(some[i : i + 1]) for i in range(len(some))]), alone)
+
+    def test_models_of_other_features_are_refused(self, compiled: CompiledTrees) -> None:
+        x, y = data(f=13)
+        with pytest.raises(ValueError, match=r"models of \[12, 13\] features cannot be joined"):
+            RawTogether([compiled, compile_booster(fit(x, y, 2))])
 
 
 class TestRefusals:

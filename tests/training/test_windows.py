@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,10 @@ from features.snapshot import Facts
 from serving.bundle import Bundle
 from serving.score import score
 from serving.windows import LEVELS, moved
+from training.card import model_card
 from training.labels import labels
+from training.plots import coverage_plot
+from training.report import table
 from training.splits import split
 from training.windows import MIN_ROWS, calibrate, conformal, doors, fit_windows, pinball
 
@@ -183,6 +187,33 @@ class TestReported:
         for group in window.groups["carrier"]:
             assert carriers[group.key] == group.name
             assert group.rows >= MIN_ROWS
+
+
+class TestTold:
+    def test_the_table_has_the_rivals_beside_it_and_the_slices_furthest_off(self, result) -> None:
+        document = result.metrics["time_to_door"]
+        said = table(result.metrics)
+        assert "90 % window" in said
+        for rival in ("not_reconciled", "not_calibrated", "global_quantile"):
+            assert f"{rival} " in said
+        assert f"{document['metrics']['rows']:,} deliveries" in said
+        assert "0 of " in said and "windows contradict P(late)" in said
+        worst = min(document["slices"], key=lambda name: document["slices"][name]["coverage"]["value"])
+        assert f"slices from {worst} " in said
+
+    def test_the_card_has_a_row_per_slice_or_the_reason_there_is_none(self, result) -> None:
+        document = result.metrics["time_to_door"]
+        card = model_card(result)
+        part = card.split("## Time to door")[1].split("\n## ")[0]
+        for name, found in document["slices"].items():
+            assert f"| {name} | {found['rows']:,} | {found['coverage']['value']:.4f} [" in part
+        not_trained = {"status": "not_trained", "why": "it is too early"}
+        other = replace(result, metrics={**result.metrics, "time_to_door": not_trained})
+        assert "**Not trained:** it is too early" in model_card(other)
+        assert "time to door: not trained: it is too early" in table(other.metrics)
+
+    def test_the_plot_is_a_picture(self, result) -> None:
+        assert coverage_plot(result.metrics["time_to_door"], simulated=True).startswith(b"\x89PNG")
 
 
 def test_too_few_deliveries_are_said_so(facts: Facts) -> None:
