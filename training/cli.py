@@ -604,16 +604,72 @@ def _bundles_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @main.command()
 @click.argument("version", required=False)
 @_bundles_option
+@click.option(
+    "--gate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What VERSION has to show [default: gate.toml in the checkout's folder mlflow].",
+)
+@click.option("--dry-run", is_flag=True, help="Compare with the champion, and change nothing.")
+@click.option("--force", is_flag=True, help="Promote although the gate refuses; it is recorded.")
 @mlflow_option
 @json_option
 @voiced
-def promote(voice: Voice, version: str | None, publish: Path, mlflow_uri: str | None, as_json: bool) -> None:
-    """Make VERSION (default: the challenger) the champion and publish its bundle to running services."""
-    from training.registry import Registry
+def promote(
+    voice: Voice,
+    version: str | None,
+    publish: Path,
+    gate: Path | None,
+    dry_run: bool,
+    force: bool,
+    mlflow_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Make VERSION (default: the challenger) the champion and publish its bundle to running services.
 
-    voice.progress("promoting")
-    done = Registry(mlflow_uri).promote(version, publish=publish)
+    It has to pass the gate first: both are compared on what neither has seen. Status 1 if it does not.
+    """
+    from training.gate import Rule, judge
+    from training.registry import Refused, Registry
+
+    rule = Rule.read(gate) if gate else Rule.usual()
+    registry = Registry(mlflow_uri)
+    if dry_run:
+        voice.progress("comparing")
+        decision = registry.compare(version, judge=lambda ours, theirs: judge(ours, theirs, rule))
+        voice.close()
+        if as_json:
+            _dump(decision.to_dict() if decision else None)
+        elif decision is None:
+            click.echo("there is no other champion to compare with")
+        else:
+            _compared(decision)
+            click.echo("passes" if decision.passed else "does not pass")
+        if decision is not None and not decision.passed:
+            raise click.exceptions.Exit(1)
+        return
+    voice.progress("comparing and promoting")
+    try:
+        done = registry.promote(
+            version, judge=lambda ours, theirs: judge(ours, theirs, rule), publish=publish, force=force
+        )
+    except Refused as refused:
+        voice.close()
+        if as_json:
+            _dump(refused.decision.to_dict())
+        else:
+            click.echo(refused.decision.table())
+        raise
+    voice.close()
+    if not as_json and done.decision is not None:
+        _compared(done.decision)
     _promoted(voice, done, publish, as_json)
+
+
+def _compared(decision: Any) -> None:
+    for said in (decision.table(), decision.why):
+        if said:
+            click.echo(said)
 
 
 @main.command()

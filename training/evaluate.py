@@ -31,7 +31,17 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["METRICS", "Metric", "compare", "evaluate", "gap", "metrics", "reliability"]
+__all__ = [
+    "CALIBRATION_BINS",
+    "METRICS",
+    "Metric",
+    "bin_starts",
+    "compare",
+    "evaluate",
+    "gap",
+    "metrics",
+    "reliability",
+]
 
 
 @dataclass(frozen=True)
@@ -234,7 +244,7 @@ def reliability(
     order = np.argsort(p, kind="stable")
     y, p, cluster = y[order].astype(np.float64), p[order], cluster[order]
     rows = []
-    for part in np.split(np.arange(len(y)), _bin_starts(p, bins)[1:]):
+    for part in np.split(np.arange(len(y)), bin_starts(p, bins)[1:]):
         n, inside = len(part), y[part]
         if n == 0:
             continue
@@ -293,7 +303,7 @@ class _Sorted:
         self._square = self._miss**2
         clipped = np.clip(p, _CLIP, 1 - _CLIP)
         self._surprise = -np.where(label == 1, np.log(clipped), np.log1p(-clipped))
-        self._bins = _bin_starts(p, CALIBRATION_BINS)
+        self._bins = bin_starts(p, CALIBRATION_BINS)
 
         self._positive = np.flatnonzero(label == 1)
         starts = np.flatnonzero(np.r_[True, p[1:] != p[:-1]]) if len(p) else np.zeros(0, dtype=np.intp)
@@ -344,7 +354,7 @@ def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(np.einsum("i,i", a, b))
 
 
-def _bin_starts(ordered: NDArray[np.float64], bins: int) -> NDArray[np.intp]:
+def bin_starts(ordered: NDArray[np.float64], bins: int) -> NDArray[np.intp]:
     """Return where each equal-count bin of sorted values begins; ties stay together, in the bin of their mid-rank."""
     n = len(ordered)
     if n == 0:

@@ -25,6 +25,7 @@ from features.vocabulary import EVENT_KINDS, TARGETS
 from serving.bundle import REASON, Bundle, TargetModel
 from serving.reasons import ReasonModel
 from serving.windows import NAME as WINDOW
+from training import evaluation_set
 from training.baselines import Fold as BaselineFold
 from training.baselines import fit_baselines
 from training.check import require
@@ -123,6 +124,11 @@ class TrainingResult:
     windows: pd.DataFrame | None = None
 
     @property
+    def evaluation_dir(self) -> Path:
+        """Folder of the evaluation set, beside the bundle."""
+        return self.bundle_dir.parent / evaluation_set.FOLDER
+
+    @property
     def holdout(self) -> pd.DataFrame:
         """Holdout of all targets: unit_id, decided_at, target, label, probability."""
         frames = [t.holdout for t in self.targets.values() if t.holdout is not None]
@@ -153,8 +159,8 @@ def train(
         as_of: only facts known before are used; default when the extract was taken.
         holdout_from: the model knows nothing of this moment or later, and is judged on what was decided from then on;
             default the latest quarter of the mature units.
-        out: folder for `bundle/`, `holdout.parquet`, `reasons.parquet`, `windows.parquet` and `metrics.json`; an
-            earlier training there is replaced.
+        out: folder for `bundle/`, `evaluation/`, `holdout.parquet`, `reasons.parquet`, `windows.parquet` and
+            `metrics.json`; an earlier training there is replaced.
         seed: of everything random.
         trust: features that may tell an outcome as well as they like; they are named in `metrics.json`.
         params: how the targets are modelled where it is not as usual, from `doorstep tune` or by hand.
@@ -271,6 +277,8 @@ def train(
         if window is not None:
             result.windows = judge_windows(facts, units["undelivered"], read, bundle, window, window_document, say)
             result.windows.to_parquet(part / "windows.parquet", index=False)
+        say("writing the evaluation set")
+        evaluation_set.write(part / evaluation_set.FOLDER, facts, units, matrices, start, end)
     result.holdout.to_parquet(part / "holdout.parquet", index=False)
     if result.reasons is not None:
         result.reasons.to_parquet(part / "reasons.parquet", index=False)

@@ -10,8 +10,8 @@ model `doorstep`. Three aliases say what a version is for:
 | `previous` | was champion before, and is what `rollback` returns to |
 
 Everything goes through an `MlflowClient` with an explicit address: no global tracking URI is set, no folder is made and
-nothing is imported before it is needed. Promotion downloads files and verifies their checksums; it never loads a model,
-because loading one from a store runs what the store says.
+nothing is imported before it is needed. Promotion downloads files and verifies their checksums; models are loaded by
+`Bundle.load` alone, which reads data, because MLflow's own loading of one from a store runs what the store says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ import pandas as pd
 from features.files import ArtefactError, digest_of, verify
 from serving.store import publish as publish_directory
 from training.card import card_template, model_card, own_version, summary
+from training.evaluation_set import FOLDER as EVALUATION
+from training.gate import Candidate, Decision, Judge
 from training.registry_runs import (
     HEADLINE,
     batch,
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 
     from training.pipeline import TrainingResult
 
-__all__ = ["Logged", "Promoted", "Registry", "RegistryError"]
+__all__ = ["Logged", "Promoted", "Refused", "Registry", "RegistryError"]
 
 MODEL = "doorstep"
 EXPERIMENT = "doorstep"
@@ -89,21 +91,54 @@ class Promoted:
         previous: the champion before, `None` if there was none or it is the same.
         bundle: digest of the bundle's manifest.
         published: directory a running service reads, `None` if it was not to be published.
+        decision: what the gate said, `None` if there was none to pass.
+        forced: whether it was promoted although the gate refused.
     """
 
     version: int
     previous: int | None
     bundle: str
     published: Path | None
+    decision: Decision | None = None
+    forced: bool = False
 
     def __str__(self) -> str:
+        how = ""
+        if self.forced:
+            how = ", forced: the gate refused it"
+        elif self.previous is None and self.decision is None:
+            how = ", compared with nothing: there was no other champion"
         was = f" (before: version {self.previous})" if self.previous is not None else ""
         where = f", published in {self.published}" if self.published else ", not published"
-        return f"version {self.version} is {CHAMPION}{was}: bundle {self.bundle[:12]}{where}"
+        return f"version {self.version} is {CHAMPION}{was}: bundle {self.bundle[:12]}{where}{how}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes as JSON values."""
-        return asdict(self) | {"published": str(self.published) if self.published else None}
+        return {
+            "version": self.version,
+            "previous": self.previous,
+            "bundle": self.bundle,
+            "published": str(self.published) if self.published else None,
+            "forced": self.forced,
+            "gate": self.decision.to_dict() if self.decision else None,
+        }
+
+
+class Refused(RegistryError):
+    """A challenger did not pass the gate; nothing was changed.
+
+    Attributes:
+        decision: what the gate said.
+    """
+
+    exit_code = 1
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        super().__init__(
+            f"not promoted: {decision.why}\nAll figures are in the run's folder gate, and --dry-run prints them. Mend "
+            "the training and promote again; --force promotes all the same, and is recorded"
+        )
 
 
 class Registry:
@@ -170,6 +205,7 @@ class Registry:
                 )
                 client.log_dict(parent, result.metrics, "metrics.json")
                 client.log_dict(parent, result.settings.to_json(), "settings.json")
+                common |= self._log_evaluation(client, parent, result)
                 card = model_card(result, template=template)
                 client.log_text(parent, card, "model_card.md")
                 client.set_tag(parent, "mlflow.note.content", card[:7900])
@@ -208,9 +244,9 @@ class Registry:
 
         Returns:
             Per version `version`, `aliases`, `created` (UTC, ISO 8601), `dataset`, `as_of`, `holdout_from`,
-            `simulated`, `bundle`, `run_id`, `auc` (`{target: value}`) and `targets`: `{target: {metric: {"value",
-            "low", "high"}}}` of the headline metrics, `{"not_trained": why}` for the others. Empty where nothing was
-            logged yet.
+            `simulated`, `bundle`, `run_id`, `gate` (`passed`, `refused`, `forced`, or empty if it was never asked) and
+            `gate_why`, `auc` (`{target: value}`) and `targets`: `{target: {metric: {"value", "low", "high"}}}` of the
+            headline metrics, `{"not_trained": why}` for the others. Empty where nothing was logged yet.
 
         Raises:
             RegistryError: the registry does not answer.
@@ -221,39 +257,132 @@ class Registry:
             aliases = self._aliases(client)
             return [_listing(v, aliases) for v in self._versions(client)]
 
-    def promote(self, version: int | str | None = None, *, publish: Path | str | None = None) -> Promoted:
+    def promote(
+        self,
+        version: int | str | None = None,
+        *,
+        judge: Judge | None,
+        publish: Path | str | None = None,
+        force: bool = False,
+    ) -> Promoted:
         """Make a version the champion, and publish its bundle to where a running service takes it up.
 
-        Downloads and verifies first, publishes second, records third. Whatever stops it in between, doing it again
-        ends in the same state; two at a time on one machine wait for each other.
+        Judges and verifies first, publishes second, records third. Whatever stops it in between, doing it again ends in
+        the same state; two at a time on one machine wait for each other.
 
         Args:
             version: which; default the challenger.
+            judge: says whether it may replace the champion, see `training.gate`; `None` asks nobody. Nobody is asked
+                where there is no champion yet, or it is the version itself.
             publish: store directory of the service, see `serving.store`; `None` only records.
+            force: promote it whatever the judge says; what it said is recorded.
 
         Raises:
+            Refused: the judge said no.
             RegistryError: no such version, no challenger, a damaged bundle, or the registry does not answer.
         """
+        with self._changing(publish) as client:
+            chosen, aliases, known = self._chosen(client, version)
+            number, champion = int(chosen.version), aliases.get(CHAMPION)
+            with tempfile.TemporaryDirectory(prefix="doorstep-") as scratch:
+                bundle = self._download(client, chosen, Path(scratch) / "challenger")
+                decision = None
+                if judge is not None and champion in known and champion != number:
+                    decision = self._judged(client, chosen, bundle, known[champion], judge, Path(scratch))
+                    self._record(client, chosen, decision, force)
+                    if not (decision.passed or force):
+                        raise Refused(decision)
+                history = self._history(client, aliases, known)
+                if not history or history[-1] != number:
+                    history = [*history, number]
+                done = self._install(client, chosen, bundle, history, aliases, publish)
+            forced = decision is not None and not decision.passed
+            return replace(done, decision=decision, forced=forced)
+
+    def compare(self, version: int | str | None = None, *, judge: Judge) -> Decision | None:
+        """What the judge says of a version and the champion. Nothing is changed, and nothing recorded.
+
+        Args:
+            version: as in `promote`.
+            judge: as in `promote`.
+
+        Returns:
+            The decision; `None` where there is no champion, or it is the version itself.
+
+        Raises:
+            RegistryError: as in `promote`.
+        """
+        if self._store.absent:
+            raise RegistryError(self._nothing())
+        with self._store.client() as client, tempfile.TemporaryDirectory(prefix="doorstep-") as scratch:
+            chosen, aliases, known = self._chosen(client, version)
+            champion = aliases.get(CHAMPION)
+            bundle = self._download(client, chosen, Path(scratch) / "challenger")
+            if champion not in known or champion == int(chosen.version):
+                return None
+            return self._judged(client, chosen, bundle, known[champion], judge, Path(scratch))
+
+    def _nothing(self) -> str:
+        return f"no version of {MODEL} at {self.where}: train one with `doorstep train DATASET`"
+
+    def _chosen(
+        self, client: MlflowClient, version: int | str | None
+    ) -> tuple[ModelVersion, dict[str, int], dict[int, ModelVersion]]:
+        """The version that is asked for, the aliases, and all versions."""
         if version is not None and not str(version).isdecimal():
             raise RegistryError(f"version {version!r}: give a number, as `doorstep models` lists them")
-        with self._changing(publish) as client:
-            aliases = self._aliases(client)
-            known = {int(v.version): v for v in self._versions(client)}
-            if not known:
-                raise RegistryError(f"no version of {MODEL} at {self.where}: train one with `doorstep train DATASET`")
-            chosen = int(version) if version is not None else aliases.get(CHALLENGER)
-            if chosen is None:
-                now = f"; version {aliases[CHAMPION]} is champion" if CHAMPION in aliases else ""
-                raise RegistryError(
-                    f"no {CHALLENGER} at {self.where}{now}: train one with `doorstep train DATASET`, or name one "
-                    f"of the versions {_listed(known)}"
-                )
-            if chosen not in known:
-                raise RegistryError(f"version {chosen} is not at {self.where}; there are {_listed(known)}")
-            history = self._history(client, aliases, known)
-            if not history or history[-1] != chosen:
-                history = [*history, chosen]
-            return self._install(client, known[chosen], history, aliases, publish)
+        aliases = self._aliases(client)
+        known = {int(v.version): v for v in self._versions(client)}
+        if not known:
+            raise RegistryError(self._nothing())
+        chosen = int(version) if version is not None else aliases.get(CHALLENGER)
+        if chosen is None:
+            now = f"; version {aliases[CHAMPION]} is champion" if CHAMPION in aliases else ""
+            raise RegistryError(
+                f"no {CHALLENGER} at {self.where}{now}: train one with `doorstep train DATASET`, or name one "
+                f"of the versions {_listed(known)}"
+            )
+        if chosen not in known:
+            raise RegistryError(f"version {chosen} is not at {self.where}; there are {_listed(known)}")
+        return known[chosen], aliases, known
+
+    def _judged(
+        self,
+        client: MlflowClient,
+        chosen: ModelVersion,
+        bundle: Path,
+        champion: ModelVersion,
+        judge: Judge,
+        scratch: Path,
+    ) -> Decision:
+        """Lay both versions before the judge, as far as they can be had."""
+        try:
+            evaluation, why = self._download_evaluation(client, chosen, scratch / "evaluation"), ""
+        except RegistryError as error:
+            evaluation, why = None, str(error)
+        challenger = Candidate(int(chosen.version), bundle, evaluation, why)
+        try:
+            other = Candidate(int(champion.version), self._download(client, champion, scratch / "champion"))
+        except RegistryError as error:
+            other = Candidate(int(champion.version), None, why=str(error))
+        return judge(challenger, other)
+
+    def _record(self, client: MlflowClient, chosen: ModelVersion, decision: Decision, force: bool) -> None:
+        """Keep a decision: whole in the challenger's run, in short in tags of the version."""
+        verdict = "passed" if decision.passed else "forced" if force else "refused"
+        at = pd.Timestamp.now("UTC")
+        document = {"verdict": verdict, "at": at.isoformat(timespec="seconds"), **decision.to_dict()}
+        if chosen.run_id:
+            client.log_dict(chosen.run_id, document, f"gate/{at:%Y%m%dT%H%M%S%f}-{verdict}.json")
+        said = {
+            "gate": verdict,
+            "gate.why": decision.why[:4900],
+            "gate.champion": str(decision.champion),
+            "gate.at": document["at"],
+            "gate.rule": json.dumps(asdict(decision.rule)),
+        }
+        for key, value in said.items():
+            client.set_model_version_tag(MODEL, chosen.version, key, value)
 
     def rollback(self, *, publish: Path | str | None = None) -> Promoted:
         """Make the champion before this one champion again, and publish its bundle.
@@ -276,36 +405,39 @@ class Registry:
                     f"nothing to roll back to at {self.where}: {now}. `doorstep models` lists the versions, "
                     "`doorstep promote VERSION` takes any of them"
                 )
-            return self._install(client, known[history[-2]], history[:-1], aliases, publish)
+            chosen = known[history[-2]]
+            with tempfile.TemporaryDirectory(prefix="doorstep-") as scratch:
+                bundle = self._download(client, chosen, Path(scratch))
+                return self._install(client, chosen, bundle, history[:-1], aliases, publish)
 
     def _install(
         self,
         client: MlflowClient,
         chosen: ModelVersion,
+        bundle: Path,
         history: list[int],
         aliases: dict[str, int],
         publish: Path | str | None,
     ) -> Promoted:
         number, before = int(chosen.version), aliases.get(CHAMPION)
-        with tempfile.TemporaryDirectory(prefix="doorstep-") as scratch:
-            bundle = self._download(client, chosen, Path(scratch))
-            digest = digest_of(bundle)
-            published = None
-            if publish is not None:
-                info = {
-                    "version": str(number),
-                    "dataset": chosen.tags.get("dataset", ""),
-                    "as_of": chosen.tags.get("as_of", ""),
-                    "published_at": pd.Timestamp.now("UTC").isoformat(timespec="seconds"),
-                }
-                published = publish_directory(bundle, Path(publish), info=info)
+        digest = digest_of(bundle)
+        published = None
+        if publish is not None:
+            info = {
+                "version": str(number),
+                "dataset": chosen.tags.get("dataset", ""),
+                "as_of": chosen.tags.get("as_of", ""),
+                "published_at": pd.Timestamp.now("UTC").isoformat(timespec="seconds"),
+            }
+            published = publish_directory(bundle, Path(publish), info=info)
         client.set_registered_model_alias(MODEL, CHAMPION, str(number))
         client.set_registered_model_tag(MODEL, _HISTORY, json.dumps(history[-_REMEMBERED:]))
         if len(history) > 1:
             client.set_registered_model_alias(MODEL, PREVIOUS, str(history[-2]))
         elif PREVIOUS in aliases:
             client.delete_registered_model_alias(MODEL, PREVIOUS)
-        if aliases.get(CHALLENGER) == number:
+        # Asked anew: a training that ended meanwhile has made its own version the challenger.
+        if self._aliases(client).get(CHALLENGER) == number:
             client.delete_registered_model_alias(MODEL, CHALLENGER)
         return Promoted(number, before if before != number else None, digest, published)
 
@@ -316,6 +448,7 @@ class Registry:
         number = int(chosen.version)
         uri = client.get_model_version_download_uri(MODEL, str(number))
         what = f"version {number} at {self.where}"
+        scratch.mkdir(parents=True, exist_ok=True)
         try:
             root = Path(download_artifacts(artifact_uri=uri, dst_path=str(scratch), tracking_uri=self.uri))
         except OSError as error:
@@ -331,6 +464,28 @@ class Registry:
                 "training. Train again or promote another version"
             )
         return bundles[0]
+
+    def _download_evaluation(self, client: MlflowClient, chosen: ModelVersion, scratch: Path) -> Path:
+        """Fetch what a version was judged on, and check that it is that."""
+        expected, what = chosen.tags.get("evaluation_digest"), f"version {chosen.version} at {self.where}"
+        if expected is None or chosen.run_id is None:
+            raise RegistryError("it was registered without an evaluation set; train again")
+        scratch.mkdir(parents=True)
+        try:
+            folder = Path(client.download_artifacts(chosen.run_id, EVALUATION, str(scratch)))
+            found = digest_of(folder)
+        except OSError as error:
+            raise RegistryError(f"{what}: its evaluation set cannot be fetched ({error})") from None
+        if found != expected:
+            raise RegistryError(f"{what}: its evaluation set is {found[:12]}, logged was {expected[:12]}; train again")
+        return folder
+
+    def _log_evaluation(self, client: MlflowClient, run: str, result: TrainingResult) -> dict[str, str]:
+        """Keep what the training was judged on with its run; the digest binds it to the version."""
+        if not result.evaluation_dir.is_dir():
+            return {}
+        client.log_artifacts(run, str(result.evaluation_dir), EVALUATION)
+        return {"evaluation_digest": digest_of(result.evaluation_dir)}
 
     def _register(
         self,
@@ -389,9 +544,10 @@ class Registry:
         link = [{"name": MODEL, "version": found.version}]
         client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": json.dumps(link)})
         # Two trainings that end together: the higher number is the newer one and keeps the alias.
-        current = self._aliases(client).get(CHALLENGER)
-        if current is None or current < int(found.version):
-            client.set_registered_model_alias(MODEL, CHALLENGER, str(found.version))
+        with self._store.alone():
+            current = self._aliases(client).get(CHALLENGER)
+            if current is None or current < int(found.version):
+                client.set_registered_model_alias(MODEL, CHALLENGER, str(found.version))
         return int(found.version)
 
     def _experiment(self, client: MlflowClient) -> str:
@@ -460,7 +616,7 @@ class Registry:
     def _changing(self, publish: Path | str | None) -> Iterator[MlflowClient]:
         """Give a client, one change at a time per database and per store directory on this machine."""
         if self._store.absent:
-            raise RegistryError(f"no version of {MODEL} at {self.where}: train one with `doorstep train DATASET`")
+            raise RegistryError(self._nothing())
         with self._store.alone(publish), self._store.client() as client:
             yield client
 
@@ -475,6 +631,8 @@ def _listing(found: ModelVersion, aliases: dict[str, int]) -> dict[str, Any]:
         "created": pd.Timestamp(found.creation_timestamp, unit="ms", tz="UTC").isoformat(timespec="seconds"),
         **{k: found.tags.get(k, "") for k in ("dataset", "as_of", "holdout_from", "bundle")},
         "simulated": found.tags.get("simulated") == "true",
+        "gate": found.tags.get("gate", ""),
+        "gate_why": found.tags.get("gate.why", ""),
         "run_id": found.run_id,
         "auc": {name: value for name, value in aucs.items() if value is not None},
         "targets": targets,

@@ -136,11 +136,12 @@ def versions(found: Sequence[Mapping[str, Any]]) -> str:
     """Registered versions as a table."""
     if not found:
         return "no version is registered yet"
-    rows = [["version", "aliases", "created", "dataset", "as of", "AUC"]]
+    rows = [["version", "aliases", "gate", "created", "dataset", "as of", "AUC"]]
     for v in found:
         auc = ", ".join(f"{t} {value:.3f}" for t, value in v.get("auc", {}).items())
         aliases = ", ".join(v.get("aliases", ())) or "-"
-        rows.append([str(v["version"]), aliases, str(v["created"])[:16], str(v["dataset"]), str(v["as_of"])[:10], auc])
+        told = (str(v["created"])[:16], str(v["dataset"]), str(v["as_of"])[:10], auc)
+        rows.append([str(v["version"]), aliases, v.get("gate") or "-", *told])
     return columns(rows)
 
 

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from features import Dataset
 from features.contracts import TABLES
+from serving.store import resolve
 from training import train
 from training.cli import main
 from training.registry import Registry
@@ -143,16 +144,27 @@ def test_a_running_service_follows_promote_and_rollback_without_a_failed_request
         try:
             serves(names[0])
             version = registry.log(challenger).version
-            doorstep("promote", str(version), "--mlflow-uri", uri, "--publish", store)
+            asked = ("promote", str(version), "--mlflow-uri", uri, "--publish", str(store))
+            refused = CliRunner().invoke(main, asked)
+            assert refused.exit_code == 1, "it has learned from a third as much, in a shop of its own"
+            assert f"not promoted: version {version} is " in refused.stderr
+            assert "challenger  champion  difference" in refused.stdout
+            assert answered[-1] == (200, names[0])
+            doorstep(*asked, "--force")
             serves(names[1])
             doorstep("rollback", "--mlflow-uri", uri, "--publish", store)
             serves(names[0])
+            assert files(resolve(store)) == files(result.bundle_dir), "the bundle before, bit for bit"
         finally:
             stop.set()
             asking.join()
     assert {status for status, _ in answered} == {200}
     listed = json.loads(doorstep("models", "--mlflow-uri", uri, "--json"))
-    assert {str(v["version"]): v["aliases"] for v in listed}["1"].count("champion") == 1
+    assert [(v["aliases"], v["gate"]) for v in listed] == [([], "forced"), (["champion"], "")]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def _name(bundle: Path) -> str:
