@@ -118,7 +118,12 @@ def test_its_cells_give_what_the_text_says(outputs: dict[str, list[dict[str, Any
     assert "base " in said["why"] and "comes back with" in said["why"]
     assert said["verdict"].startswith("**")
     assert "# features/definitions/fulfilment.py\n@feature(" in said["registered"]
-    assert "champion" in said["models"]
+    assert "there was no other champion" in said["promote-first"]
+    assert "intervals allow for the number of comparisons" in said["promote-second"]
+    assert ("version 2 is champion" in said["promote-second"]) == ("nothing to overrule" in said["overrule"])
+    assert said["refused"].startswith("not promoted: ") and "order_lines.size_doubt" in said["refused"]
+    assert re.search(r"^2 +champion", said["models"], re.M) and re.search(r"^1 +previous", said["models"], re.M)
+    assert said["rollback"].startswith("version 1 is champion")
 
 
 def test_the_page_needs_nothing_from_outside(ran: Path) -> None:
