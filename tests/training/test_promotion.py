@@ -32,7 +32,7 @@ from training.registry import Refused, Registry, RegistryError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}
-PERIOD = {"rows": 400, "positives": 90, "from": None, "to": None}
+PERIOD = {"rows": 400, "positives": 90, "from": "2025-01-01T00:00:00Z", "to": "2025-09-30T00:00:00Z"}
 
 
 @pytest.fixture(scope="module")
