@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from features.arrays import Array
-from features.history import ENTITIES, key
 from features.matrix import FeatureSet, fingerprint
 from serving.trees import CompiledTrees, RawTogether
 
@@ -135,7 +134,7 @@ class WindowModel:
         for i in range(len(LEVELS) - 2, -1, -1):
             keys, own = self._tables[i]
             if len(keys):
-                code = key(ENTITIES[LEVELS[i]], parcels)
+                code = parcels.lookup(LEVELS[i]).keys  # made already for the features, and kept between requests
                 place = np.minimum(keys.searchsorted(code), len(keys) - 1)
                 known = keys[place] == code
                 moves[known], level[known] = own[place[known]], i
