@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 MIN_DELIVERIES = 1_000
 """Fewer deliveries than this before the holdout and no window is trained: its outer twentieths would be a few dozen."""
 
+MOST_ALIKE = 0.5
+"""Where more of the deliveries than this took exactly as long, the shop's records do not say when parcels arrived."""
+
 MIN_ROWS = 100
 """A lane with fewer calibration rows has no move of its own. From so many on, what finite samples add to the level is
 under one point."""
@@ -253,7 +256,7 @@ def fit_windows(
     rule = maturity_rule("undelivered", settings.return_window_days, settings.lost_after_days)
     document: dict[str, Any] = {
         "status": "not_trained",
-        "why": _why_not(facts, train, seen, later),
+        "why": _why_not(facts, took, train, seen, later),
         "unit": "parcel",
         "maturity": f"of delivered parcels; {rule[rule.index('judged') :]}",
         "excluded_immature": fold.immature_train + fold.immature_test,
@@ -288,7 +291,7 @@ def fit_windows(
     return WindowFit(WindowModel(features, trees, groups), texts, took, fold, train, test), document
 
 
-def _why_not(facts: Facts, train: Array, seen: Array, later: Array) -> str:
+def _why_not(facts: Facts, took: Deliveries, train: Array, seen: Array, later: Array) -> str:
     """Why no window can be trained, or an empty text."""
     if "parcels" not in facts.tables:
         return "the dataset has no table parcels"
@@ -296,6 +299,12 @@ def _why_not(facts: Facts, train: Array, seen: Array, later: Array) -> str:
         return "no event of kind delivered is in the table events"
     if len(train) < MIN_DELIVERIES:
         return f"{len(train)} mature deliveries before the holdout; at least {MIN_DELIVERIES} are needed"
+    hours, often = np.unique(took.hours[train].round(2), return_counts=True)
+    if often.max() > MOST_ALIKE * len(train):
+        return (
+            f"{often.max() / len(train):.0%} of the deliveries took exactly {hours[often.argmax()]:g} hours: these are "
+            "stand-ins, no times of delivery"
+        )
     if len(later) < MIN_ROWS or len(seen) < MIN_ROWS:
         return (
             f"{len(seen)} deliveries to learn from and {len(later)} later ones to calibrate on before the holdout; at "

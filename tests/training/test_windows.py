@@ -238,3 +238,16 @@ def test_a_shop_without_deliveries_has_no_window_and_says_so(trained) -> None:
     fit, document = fit_windows(bare, units, lambda f, r: np.empty((0, 0)), start, bare.snapshot.as_of, 0, print)
     assert fit is None
     assert document["why"] == "no event of kind delivered is in the table events"
+
+
+def test_times_that_stand_in_for_unknown_ones_are_not_learned_from(world_dataset) -> None:
+    dataset = Dataset.open(world_dataset)
+    packed = dataset.tables["parcels"].set_index("parcel_id")["packed_at"]
+    events = dataset.tables["events"].copy()
+    hit = (events["kind"] == "delivered").to_numpy()
+    events.loc[hit, "happened_at"] = (events.loc[hit, "parcel_id"].map(packed) + pd.Timedelta(hours=48)).to_numpy()
+    alike = Facts.of(Dataset(dataset.settings, {**dataset.tables, "events": events}))
+    units, start = labels(alike, "undelivered"), np.datetime64("2025-09-01", "us")
+    fit, document = fit_windows(alike, units, lambda f, r: np.empty((0, 0)), start, alike.snapshot.as_of, 0, print)
+    assert fit is None
+    assert document["why"] == "100% of the deliveries took exactly 48 hours: these are stand-ins, no times of delivery"
