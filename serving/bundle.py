@@ -215,6 +215,11 @@ class Bundle:
             theirs.codes,
         )
 
+    @property
+    def models(self) -> list[str]:
+        """Names of all models: the targets', the reasons' and the window's."""
+        return list(self._feature_sets)
+
     def columns(self, unit: str) -> FeatureSet:
         """Every feature that a model of the unit reads, each once: the matrix that all of them are cut from."""
         return self._columns[unit][0]

@@ -31,13 +31,15 @@ import pandas as pd
 from features.arrays import Array, hash_codes
 from features.files import ArtefactError, seal, verify
 from features.matrix import FeatureSet
+from features.reasons import NOT_STATED
 from features.settings import Settings
 from features.snapshot import Facts
 from training.labels import Labels
+from training.reasons import told
 from training.slices import slices
 from training.splits import split
 
-__all__ = ["FOLDER", "KIND", "MOST", "EvaluationSet", "Rows", "write"]
+__all__ = ["FOLDER", "KIND", "MOST", "REASONS", "EvaluationSet", "Rows", "write"]
 
 KIND = "doorstep-evaluation"
 PROTOCOL = 1
@@ -50,6 +52,9 @@ MOST = 100_000
 _MAKE = "doorstep train DATASET"
 _LABEL, _SLICE = "label:", "slice:"
 
+REASONS = ("reason_stated", "reason_inspected")
+"""Labels of returned lines: positions in `features.reasons.owners`, -1 where nothing is said."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -58,7 +63,7 @@ class Rows:
     Attributes:
         decided_at: (n,) datetime64[us], UTC.
         order: (n,) int64.
-        labels: per target (n,) int8, -1 where it is not known.
+        labels: per target, and of lines per one of `REASONS`, (n,) int8, -1 where it is not known.
         slices: (n, slices) bool.
         features: (n, features) float32.
     """
@@ -125,6 +130,8 @@ def write(
     """
     labels = {unit: _labels(units, unit, start, end) for unit in ("parcel", "line")}
     orders = {unit: _orders(facts, unit, np.flatnonzero((t >= 0).any(axis=1))) for unit, t in labels.items()}
+    if "returned" in labels["line"]:
+        labels["line"] = labels["line"].assign(**_reasons(facts, labels["line"]["returned"].to_numpy(), end))
     taken = _chosen(orders, most)
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -148,6 +155,13 @@ def _labels(units: Mapping[str, Labels], unit: str, start: np.datetime64, end: n
             out[name] = column = np.full(len(u.outcome.matures_at), -1, dtype=np.int8)
             column[u.row[fold.test]] = fold.test_label
     return pd.DataFrame(out)
+
+
+def _reasons(facts: Facts, returned: Array, end: np.datetime64) -> dict[str, Array]:
+    """What is said about the mature returns of the holdout, of every row of the lines."""
+    said = told(facts, end)
+    named = zip(REASONS, (said.stated, said.inspected), strict=True)
+    return {name: np.where(returned == 1, reason, NOT_STATED).astype(np.int8) for name, reason in named}
 
 
 def _orders(facts: Facts, unit: str, row: Array) -> tuple[Array, Array]:

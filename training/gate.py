@@ -30,11 +30,14 @@ import pandas as pd
 
 from features.arrays import Array
 from features.files import ArtefactError
+from features.matrix import FeatureSet
+from features.reasons import owners
 from features.vocabulary import TARGETS
-from serving.bundle import Bundle
+from serving.bundle import REASON, Bundle
+from serving.reasons import ReasonModel
 from training.card import home
 from training.evaluate import CALIBRATION_BINS, bin_starts
-from training.evaluation_set import EvaluationSet, Rows
+from training.evaluation_set import REASONS, EvaluationSet, Rows
 from training.intervals import Estimate, log_losses, mean, of_influence
 from training.report import columns
 
@@ -42,6 +45,8 @@ __all__ = ["Candidate", "Comparison", "Decision", "Judge", "Pair", "Rule", "Rule
 
 DRAWS = 20_000
 QUESTIONS = 3
+MOST_CERTAIN = 0.99
+"""No inspection is taken to be surer: one wrong finding must not decide about a model."""
 MOST_TOLD = 10
 
 
@@ -290,7 +295,7 @@ def judge(challenger: Candidate, champion: Candidate, rule: Rule) -> Decision:
     if why:
         return refused(why)
     since = max(held.holdout_from, *(pd.Timestamp(b.meta["holdout_from"]) for b in (ours, theirs)))
-    lacking = [name for name in theirs.targets if name not in ours.targets]
+    lacking = [name for name in theirs.models if name not in ours.models]
     if lacking:
         said = ours.meta.get("not_trained", {}).get(lacking[0], "")
         return refused(
@@ -345,7 +350,7 @@ def _other_dataset(champion: Bundle, held: EvaluationSet, version: int) -> str:
 
 
 def row_losses(challenger: Bundle, champion: Bundle, held: EvaluationSet, since: pd.Timestamp) -> Iterable[Pair]:
-    """Both models' losses, for every target that both have, on the rows decided from `since` on.
+    """Both models' losses, for every target and the reasons of returns, on the rows decided from `since` on.
 
     Raises:
         features.files.ArtefactError: the evaluation set lacks columns that a model reads.
@@ -366,11 +371,40 @@ def row_losses(challenger: Bundle, champion: Bundle, held: EvaluationSet, since:
             label,
             (p[0], p[1]),
         )
+    if champion.reasons is not None and challenger.reasons is not None:
+        yield from _reason_losses(challenger.reasons, champion.reasons, held, since)
 
 
-def _labelled(held: EvaluationSet, target: str, since: pd.Timestamp) -> tuple[Rows, Array, Array] | None:
+def _reason_losses(
+    challenger: ReasonModel, champion: ReasonModel, held: EvaluationSet, since: pd.Timestamp
+) -> Iterable[Pair]:
+    """Losses of the reasons of returns: by what inspections found, or, without any, by what was stated.
+
+    A model's share of a reason is held against a finding through the share of right findings, so that a reason it does
+    not tell apart costs what a wrong finding costs, and not everything.
+    """
+    names, right = list(owners(held.settings)), min(held.settings.inspections_right, MOST_CERTAIN)
+    for source in reversed(REASONS):
+        found = _labelled(held, source, since, "line")
+        if found is None:
+            continue
+        rows, at, label = found
+        losses = []
+        for model in (challenger, champion):
+            shares = np.zeros((len(at), len(names)))
+            shares[:, [names.index(r) for r in model.reasons]] = model.shares(_matrix(model.features, rows, at))
+            said = right * shares + (1 - right) * (1 - shares) / max(1, len(names) - 1)
+            losses.append(-np.log(said[np.arange(len(at)), label]))
+        inside = rows.slices.iloc[at].reset_index(drop=True)
+        yield Pair(REASON, "line", rows.order[at], losses[0], losses[1], inside)
+        return
+
+
+def _labelled(
+    held: EvaluationSet, target: str, since: pd.Timestamp, unit: str = ""
+) -> tuple[Rows, Array, Array] | None:
     """The rows with a label of a target that were decided from `since` on, or None if there is none."""
-    rows = held.units.get(TARGETS[target].unit)
+    rows = held.units.get(unit or TARGETS[target].unit)
     if rows is None or target not in rows.labels:
         return None
     moment = np.datetime64(since.tz_convert("UTC").tz_localize(None), "us")
@@ -380,11 +414,14 @@ def _labelled(held: EvaluationSet, target: str, since: pd.Timestamp) -> tuple[Ro
 
 def _scores(bundle: Bundle, target: str, rows: Rows, at: Array) -> Array:
     model = bundle.targets[target]
-    gone = [n for n in model.features.names if n not in rows.features]
+    return model.probability(_matrix(model.features, rows, at))
+
+
+def _matrix(features: FeatureSet, rows: Rows, at: Array) -> Array:
+    gone = [n for n in features.names if n not in rows.features]
     if gone:
         raise ArtefactError(f"it reads {', '.join(gone[:3])}, which the challenger's evaluation set does not have")
-    matrix = np.ascontiguousarray(rows.features[model.features.names].to_numpy(dtype=np.float32)[at])
-    return model.probability(matrix)
+    return np.ascontiguousarray(rows.features[features.names].to_numpy(dtype=np.float32)[at])
 
 
 def _beats_its_rate(bundle: Bundle, target: str, held: EvaluationSet, since: pd.Timestamp, rule: Rule) -> bool:

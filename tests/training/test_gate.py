@@ -21,7 +21,7 @@ from training.evaluate import compare
 from training.gate import Candidate, Pair, Rule, RuleError, decide, judge
 from training.labels import labels
 from training.models import MODELS, fit
-from training.pipeline import cut, matrices_of
+from training.pipeline import cut, matrices_of, train_reasons
 from training.splits import split
 
 NAMES = ("failed_attempt", "returned")
@@ -178,6 +178,36 @@ def test_a_lost_target_is_refused_and_a_new_one_is_a_gain(shop, good):
     gained = judged(shop, good, one)
     assert gained.passed
     assert "failed_attempt is new and better than the base rate" in gained.why
+
+
+def test_reasons_are_compared_by_what_inspections_found(shop, good, tmp_path):
+    """The same models but for the reasons, which one of the two has levelled nearly to their mix."""
+    fold = split(shop.units["returned"], START, shop.facts.snapshot.as_of)
+    fitted, returns = train_reasons(shop.facts, shop.units["returned"], shop.matrices, fold, 0, lambda _: None)
+    held = evaluation_set.EvaluationSet.load(shop.folder / "evaluation").units["line"]
+    inspected = held.labels["reason_inspected"]
+    assert (inspected >= 0).sum() == (returns.inspected[1] >= 0).sum() > 100
+    assert (held.labels["returned"][inspected >= 0] == 1).all()
+    plain = Bundle.load(good)
+    texts = {name: (good / "models" / f"{name}.txt").read_text() for name in plain.targets}
+    texts["return_reason"] = fitted.booster.model_to_string()
+
+    def with_reasons(name, model):
+        Bundle.save(tmp_path / name, plain.settings, plain.targets, texts, plain.meta, model)
+        return tmp_path / name
+
+    sharp = with_reasons("sharp", fitted.model)
+    flat = with_reasons("flat", replace(fitted.model, slope=fitted.model.slope / 20))
+    rule = Rule(least_rows=100)
+    passed = judged(shop, sharp, flat, rule)
+    assert passed.passed
+    assert "return_reason: log loss" in passed.why
+    refused = judged(shop, flat, sharp, rule)
+    assert not refused.passed
+    assert "return_reason: log loss" in refused.why
+    lost = judged(shop, good, sharp, rule)
+    assert not lost.passed
+    assert "has no model of return_reason" in lost.why
 
 
 def test_only_what_neither_model_has_seen_counts(shop, good, weak, tmp_path):
