@@ -154,22 +154,27 @@ def _best_lookup(fit: Fold, calibrate: Fold, both: Fold) -> Baseline:
     columns = [str(c) for c in fit.codes.columns]
     if not columns:
         return _BaseRate(float(both.y.mean()), len(both.y), "no code columns to build a table on")
-    early, y = len(fit.y), both.y.astype(np.float64)
+    early = len(fit.y)
     numbers = {c: pd.factorize(both.codes[c].astype(object), use_na_sentinel=False)[0] for c in columns}
+    # A row is later or earlier, negative or positive: all that a table tells of a row depends on its cell and these.
+    kind = 2 * (np.arange(len(both.y)) < early) + both.y
+    own, y = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
     # What a row may be told by the earlier fold: all of it for a later row, all but itself for an earlier one.
-    own = np.arange(len(y)) < early
-    others = early - own
-    rate = (y[:early].sum() - own * y) / np.maximum(others, 1)
+    rate = (fit.y.sum() - own * y) / np.maximum(early - own, 1)
 
     def cheapest(candidate: tuple[str, ...]) -> tuple[float, float]:
         key = numbers[candidate[0]].astype(np.int64)
         for column in candidate[1:]:
             key = key * (int(numbers[column].max()) + 1) + numbers[column]
         cell = pd.factorize(key)[0]
-        cells = int(cell.max()) + 1
-        rows = np.bincount(cell[:early], minlength=cells)[cell] - own
-        positives = np.bincount(cell[:early], weights=y[:early], minlength=cells)[cell] - own * y
-        losses = [_log_loss(both.y, (positives + s * rate) / (rows + s)) for s in STRENGTHS]
+        count = np.bincount(4 * cell + kind, minlength=4 * (int(cell.max()) + 1)).reshape(-1, 4)
+        rows = (count[:, 2:].sum(axis=1))[:, None] - own
+        positives = count[:, 3:] - own * y
+        losses = []
+        for s in STRENGTHS:
+            # Cells without a row of a kind have nothing to add, whatever a table would tell it.
+            p = np.clip((positives + s * rate) / (np.maximum(rows, 0) + s), _CLIP, 1 - _CLIP)
+            losses.append(float(-(count * np.where(y == 1, np.log(p), np.log1p(-p))).sum() / len(kind)))
         best = int(np.argmin(losses))
         return losses[best], STRENGTHS[best]
 

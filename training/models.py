@@ -79,8 +79,15 @@ PARAMS: dict[str, Any] = {
 }
 
 
-def parameters(spec: ModelSpec, features: FeatureSet, label: Array, seed: int) -> dict[str, Any]:
-    """LightGBM parameters for these rows: the fewer positives, the smaller the trees.
+MANY_ROWS = 150_000
+"""From so many training rows on trees are added in larger steps, and one rolling fold says what three say of fewer."""
+
+MANY_ROWS_RATE = 0.04
+"""Learning rate for many rows: half the trees of `PARAMS` for the same log loss."""
+
+
+def parameters(spec: ModelSpec, features: FeatureSet, label: Array, seed: int, beside: int = 1) -> dict[str, Any]:
+    """LightGBM parameters for these rows: the fewer positives, the smaller the trees; the more rows, the larger steps.
 
     Leaves hold about five expected positives at least, and a tree has about one leaf for 25 positives, 4 to 31 (or as
     `spec` says).
@@ -92,7 +99,8 @@ def parameters(spec: ModelSpec, features: FeatureSet, label: Array, seed: int) -
         "min_data_in_leaf": int(np.clip(spec.leaf_positives * n / positives, 20, max(20, n // 20))),
         "monotone_constraints": [f.signs.get(spec.target, 0) * spec.monotone for f in features.features],
         "monotone_constraints_method": "basic",
-        "num_threads": threads(n),
+        "learning_rate": PARAMS["learning_rate"] if n < MANY_ROWS else MANY_ROWS_RATE,
+        "num_threads": threads(n, beside),
         "seed": seed,
         **spec.params,
     }
@@ -102,9 +110,21 @@ ONE_THREAD_ROWS = 50_000
 """Below this, threads wait for one another longer than they work (on a busy machine, a hundred times longer)."""
 
 
-def threads(rows: int) -> int:
-    """Threads for so many rows: 1, or 0 for all cores. Fixed by the data, so that a training can be repeated."""
-    return 1 if rows < ONE_THREAD_ROWS else 0
+def threads(rows: int, beside: int = 1) -> int:
+    """Threads for so many rows: 1, or 0 for all cores. Fixed by the data, so that a training can be repeated.
+
+    Args:
+        rows: how many.
+        beside: how many models are fitted at the same time; they share the cores.
+    """
+    if rows < ONE_THREAD_ROWS:
+        return 1
+    return 0 if beside == 1 else max(1, cores() // beside)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -140,6 +160,7 @@ def fit(
     seed: int,
     progress: Callable[[str], None] = lambda _: None,
     news: News | None = None,
+    beside: int = 1,
 ) -> Fitted:
     """Fit one target.
 
@@ -152,6 +173,7 @@ def fit(
         seed: of bagging and feature sampling.
         progress: told what is being done.
         news: what is known of all rows decided before the end of training, young ones too; None to leave those out.
+        beside: how many models are fitted at the same time.
 
     Raises:
         ValueError: the training rows hold one class only.
@@ -164,56 +186,54 @@ def fit(
     y = label[train]
     if y.min() == y.max():
         raise ValueError(f"{spec.target}: all {len(y)} training rows have the label {y[0]}; both classes are needed")
-    params = parameters(spec, features, y, seed)
     folds = [f for f in folds if min(f.train_label.sum(), len(f.train_label) - f.train_label.sum()) >= 5]
-    curves, weights, pooled = [], [], []
+    grown, curves = [], []
     gains = np.zeros(len(features.features))
     for k, fold in enumerate(folds, 1):
         progress(f"{spec.target}: rolling fold {k} of {len(folds)}, {len(fold.train):,} rows")
-        ours = parameters(spec, features, fold.train_label, seed)
-        seen = lgb.Dataset(matrix[fold.train], fold.train_label, free_raw_data=True)
-        booster = lgb.train(
-            {**ours, "metric": "binary_logloss"},
-            seen,
-            num_boost_round=spec.max_trees,
-            valid_sets=[lgb.Dataset(matrix[fold.test], fold.test_label, reference=seen)],
-            callbacks=[lgb.early_stopping(PATIENCE, verbose=False)],  # more trees only make it worse from here
-        )
-        staged = _staged(booster, matrix[fold.test])
-        gains += booster.feature_importance("gain") / max(1e-12, booster.feature_importance("gain").sum()) / len(folds)
-        curves.append(np.array([_log_loss(fold.test_label, raw) for raw in staged]))
-        weights.append(len(fold.test))
-        pooled.append(staged)
-    if curves:
+        ours = parameters(spec, features, fold.train_label, seed, beside)
+        booster, curve = _grow(ours, matrix, fold, spec.max_trees)
+        gain = booster.feature_importance("gain")
+        gains += gain / max(1e-12, gain.sum()) / len(folds)
+        grown.append(booster)
+        curves.append(curve)
+    if folds:
         most = min(len(c) for c in curves)  # what every fold has grown
-        best = int(np.argmin(np.average([c[:most] for c in curves], axis=0, weights=weights)))
-        trees = max(STAGE, (best + 1) * STAGE)
-        slope = calibration_slope([staged[best] for staged in pooled], [f.test_label for f in folds])
+        weights = [len(f.test) for f in folds]
+        trees = (int(np.argmin(np.average([c[:most] for c in curves], axis=0, weights=weights))) + 1) * STAGE
+        raw = [_raw(booster, matrix[f.test], trees, beside) for booster, f in zip(grown, folds, strict=True)]
+        slope = calibration_slope(raw, [f.test_label for f in folds])
         happened = np.concatenate([f.test_label for f in folds])
         rows, positives = len(happened), int(happened.sum())
-    else:
-        trees, slope, rows, positives = spec.max_trees // 3, 1.0, 0, 0
-    if folds:
         keep = gains >= min(LEAST_GAIN, gains.max())
         features = FeatureSet(features.unit, tuple(f for f, k in zip(features.features, keep, strict=True) if k))
-        matrix = matrix[:, keep]
-        params = parameters(spec, features, y, seed)
+    else:
+        trees, slope, rows, positives = spec.max_trees // 3, 1.0, 0, 0
+        keep = np.ones(len(features.features), dtype=bool)
+    params, columns = parameters(spec, features, y, seed, beside), np.flatnonzero(keep)
     young = "" if news is None or not news.young else f" and {news.young:,} young ones"
-    progress(f"{spec.target}: {trees} trees on {len(train):,} rows{young}, {len(features.features)} features")
-    usual = tuple(float(v) for v in _medians(matrix[train]))
+    progress(f"{spec.target}: fitting {trees} trees on {len(train):,} rows{young}, {len(features.features)} features")
+    read = matrix[np.ix_(train, columns)]
+    usual = tuple(float(v) for v in _medians(read))
     used = 0
     worth = lately = 0.0
     if news is None or not news.young:
-        booster = lgb.train(params, lgb.Dataset(matrix[train], y, free_raw_data=True), num_boost_round=trees)
-        raw = np.asarray(booster.predict(matrix[train], raw_score=True, num_threads=threads(len(train))))
-        intercept = centred(slope * raw, y)
+        booster = lgb.Booster(params, lgb.Dataset(read, y, params=params))
+        del read
+        for _ in range(trees):
+            booster.update()
+        intercept = centred(slope * _training_scores(booster), y)
+        # Read from its own text as `lightgbm.train` does it: the rows it was fitted on are let go.
+        booster.model_from_string(booster.model_to_string()).free_dataset()
     else:
-        booster = _grown(params, matrix[news.where], news, trees)
-        raw = np.asarray(booster.predict(matrix[news.where], raw_score=True, num_threads=threads(len(train))))
+        read = matrix[np.ix_(news.where, columns)]
+        booster = _grown(params, read, news, trees)
+        raw = _raw(booster, read, trees, beside)
         intercept = settled(slope * raw, news.slopes)
         used, worth = news.young, news.worth(slope * raw + intercept)
         # What has changed of late shows in no feature before its units are mature: the level may follow it sooner.
         lately = settled(slope * raw[news.recent] + intercept, news.only(news.recent).slopes, PLATT_PRIOR)
+    progress(f"{spec.target}: compiling {trees} trees")
     compiled = compile_booster(booster)
     model = TargetModel(spec.target, features, compiled, slope, intercept + lately, float(y.mean()), usual)
     return Fitted(model, booster, {**params, "num_trees": trees}, rows, positives, used, worth, lately)
@@ -241,24 +261,57 @@ LEAST_GAIN = 0.005
 It would cost the bench time on every parcel, and readers patience in every explanation, for no ranking that could be
 measured."""
 
-PATIENCE = 100
-"""Trees without a lower log loss after which a rolling fold stops growing."""
+PATIENCE = 2.0
+"""What a rolling fold adds without a lower log loss before it stops growing: trees times learning rate."""
+
+JUDGED_ROWS = 60_000
+"""Later rows of a rolling fold, at most, that say when it has enough trees; all of them say how it is calibrated."""
 
 
-def _staged(booster: lightgbm.Booster, matrix: Array) -> list[Array]:
-    """Raw scores after every `STAGE` trees, each (n,)."""
-    out: list[Array] = []
-    total = np.zeros(len(matrix))
-    for start in range(0, booster.current_iteration(), STAGE):
-        total = total + booster.predict(
-            matrix, raw_score=True, start_iteration=start, num_iteration=STAGE, num_threads=threads(len(matrix))
-        )
-        out.append(total)
-    return out
+def _grow(params: dict[str, Any], matrix: Array, fold: Fold, most: int) -> tuple[lightgbm.Booster, Array]:
+    """Grow a fold's model until more trees only make its later rows worse.
+
+    Returns:
+        The model up to its lowest log loss on the later rows, and that log loss after every `STAGE` trees.
+    """
+    import lightgbm as lgb
+
+    data = lgb.Dataset(matrix[fold.train], fold.train_label, params=params)
+    # Evenly over time where there are more than it takes: every tree is followed by a look at each of them.
+    some = np.linspace(0, len(fold.test) - 1, min(JUDGED_ROWS, len(fold.test))).astype(np.int64)
+    seen: dict[str, dict[str, list[float]]] = {}
+    booster = lgb.train(
+        {**params, "metric": "binary_logloss"},
+        data,
+        num_boost_round=most,
+        valid_sets=[lgb.Dataset(matrix[fold.test[some]], fold.test_label[some], reference=data, params=params)],
+        valid_names=["later"],
+        callbacks=[
+            lgb.record_evaluation(seen),
+            lgb.early_stopping(round(PATIENCE / params["learning_rate"]), verbose=False),
+        ],
+    )
+    grown = booster.current_iteration()  # LightGBM lets go of the trees after the lowest log loss
+    after = np.minimum(np.arange(STAGE, grown + STAGE, STAGE), grown)
+    return booster, np.array(seen["later"]["binary_logloss"])[after - 1]
 
 
-def _log_loss(label: Array, raw: Array) -> float:
-    return float(np.mean(np.logaddexp(0, raw) - label * raw))
+def _raw(booster: lightgbm.Booster, matrix: Array, trees: int, beside: int) -> Array:
+    """Raw scores (n,) of the first trees of a model."""
+    some = threads(len(matrix), beside)
+    return np.asarray(booster.predict(matrix, raw_score=True, num_iteration=trees, num_threads=some))
+
+
+def _training_scores(booster: lightgbm.Booster) -> Array:
+    """Raw scores (n,) of the rows a model was just fitted on: it has them, and need not go through its trees again."""
+    found: list[Array] = []
+
+    def keep(probability: Array, _: Any) -> tuple[str, float, bool]:
+        found.append(np.log(probability) - np.log1p(-probability))
+        return "scores", 0.0, False
+
+    booster.eval_train(keep)
+    return found[0]
 
 
 def _medians(matrix: Array) -> Array:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from training.evaluate import evaluate
 from training.labels import Labels, labels, maturity_rule
 from training.leaks import Leak, LeakError, leaks
 from training.maturity import TooYoung, matured_rate, news
-from training.models import MIN_POSITIVES, MODELS, Fitted, ModelSpec, fit
+from training.models import MANY_ROWS, MIN_POSITIVES, MODELS, Fitted, ModelSpec, cores, fit
 from training.params import Params
 from training.reasons import FittedReasons, Noise, Returns, fit_reasons, judge_reasons, returns_of
 from training.slices import by_slice, slices
@@ -44,9 +45,6 @@ Progress = Callable[[str], None]
 
 HOLDOUT_SHARE = 0.25
 """Without a date, the latest quarter of the mature units is held out."""
-
-MANY_ROWS = 150_000
-"""From so many training rows on one rolling fold says what three say of fewer."""
 
 MANY_RETURNS = 20_000
 """The same for returns and their reasons."""
@@ -212,9 +210,13 @@ def train(
     fitted: dict[str, Fitted] = {}
     documents: dict[str, Any] = {}
     no_leaks(facts, units, matrices, start, end, trust)
-    for name in MODELS:
+    beside = min(len(MODELS), cores())
+
+    def fitting(name: str) -> tuple[TargetReport, dict[str, Any], Fitted | None]:
         spec = None if params is None else params.spec(name)
-        report, document, model = _train_target(facts, units[name], matrices, start, end, seed, say, spec)
+        return _train_target(facts, units[name], matrices, start, end, seed, say, spec, beside)
+
+    for name, (report, document, model) in zip(MODELS, _side_by_side(fitting, MODELS, beside), strict=True):
         result.targets[name], documents[name] = report, document
         if model is not None:
             fitted[name] = model
@@ -401,7 +403,8 @@ def _train_target(
     end: np.datetime64,
     seed: int,
     say: Progress,
-    spec: ModelSpec | None = None,
+    spec: ModelSpec | None,
+    beside: int,
 ) -> tuple[TargetReport, dict[str, Any], Fitted | None]:
     target, settings = TARGETS[units.target], facts.snapshot.settings
     rule = maturity_rule(target.name, settings.return_window_days, settings.lost_after_days)
@@ -423,7 +426,7 @@ def _train_target(
     if report.why:
         say(f"{target.name}: not trained: {report.why}")
         return report, document, None
-    fitted = fit_on(facts, units, matrices, fold, seed, say, spec)
+    fitted = fit_on(facts, units, matrices, fold, seed, say, spec, beside)
     report.status = document["status"] = "trained"
     report.params = fitted.params
     report.features = document["features"] = fitted.model.features.names
@@ -459,6 +462,7 @@ def fit_on(
     seed: int,
     say: Progress,
     spec: ModelSpec | None = None,
+    beside: int = 1,
 ) -> Fitted:
     """Fit one target on what a fold trains on, as every training does: the same features, inner folds and calibration.
 
@@ -470,6 +474,7 @@ def fit_on(
         seed: of bagging and feature sampling.
         say: told what is being done.
         spec: how it is modelled, default as in `MODELS`.
+        beside: how many targets are fitted at the same time.
 
     Raises:
         ValueError: the training rows hold one class only; ask `why_not` first.
@@ -478,16 +483,16 @@ def fit_on(
     if wrong:
         raise AssertionError(f"the split of {units.target} is broken, please report this: {'; '.join(wrong)}")
     every = FeatureSet.for_target(units.target, facts.snapshot.settings)
-    matrix = cut(matrices, every, units.row)
-    useful = _useful(matrix[fold.train]) & _own_history(facts, every, units.row[fold.train])
-    features = _only(every, useful)
+    train = units.row[fold.train]
+    features = _only(every, _useful(cut(matrices, every, train)) & _own_history(facts, every, train))
+    matrix = cut(matrices, features, units.row)
     many = len(fold.train) >= MANY_ROWS
     inner = rolling(units, fold.at, 1 if many else 3, 0.75 if many else 0.4)
     label = np.full(len(units), -1, dtype=np.int8)
     label[fold.train] = fold.train_label
     spec = spec or MODELS[units.target]
     heard = news(facts, units, fold.at) if spec.young else None
-    return fit(spec, features, matrix[:, useful], label, inner, seed, say, heard)
+    return fit(spec, features, matrix, label, inner, seed, say, heard, beside)
 
 
 def train_reasons(
@@ -588,9 +593,26 @@ def _own_history(facts: Facts, features: FeatureSet, row: Array) -> Array:
 
 def _useful(matrix: Array) -> Array:
     """Columns that take two values at least (missing counts as one) in the rows."""
-    first = matrix[0]
-    same = (matrix == first) | (np.isnan(matrix) & np.isnan(first))
-    return ~same.all(axis=0)
+    # A column at a time: a whole matrix of answers would be as large again as a part of the matrix itself.
+    return np.array([not _same(column).all() for column in matrix.T], dtype=bool)
+
+
+def _same(column: Array) -> Array:
+    """Where a column is what it is in its first row."""
+    return np.isnan(column) if np.isnan(column[0]) else column == column[0]
+
+
+def _side_by_side(work: Callable[[str], Any], names: Iterable[str], beside: int) -> list[Any]:
+    """Results of some work on each of these, in their order, so many at a time.
+
+    In threads: what takes long (LightGBM, numpy) lets go of the interpreter. Models fitted one beside the other use
+    the cores better than one model in several threads, which wait for one another after every split.
+    """
+    pool = ThreadPoolExecutor(beside)
+    try:
+        return list(pool.map(work, names))
+    finally:
+        pool.shutdown(cancel_futures=True)  # what has not begun when one fails or is interrupted never does
 
 
 def _judge(
@@ -609,7 +631,7 @@ def _judge(
     fold = split(units, start, end)
     say(f"{units.target}: judging on {len(fold.test):,} {units.unit}s, with baselines and intervals")
     matrix = cut(matrices, model.features, units.row)
-    probability = model.probability(matrix[fold.test])
+    probability = _in_parts(model.probability, matrix[fold.test])
     report.holdout = holdout_frame(
         units.target, units.unit_id[fold.test], units.decided_at[fold.test], fold.test_label, probability
     )
@@ -627,6 +649,12 @@ def _judge(
     document["base"] = model.base_probability
     inside = slices(facts, units.unit, start, units.row[fold.test])
     document["slices"] = by_slice(inside, fold.test_label, probability, rivals, report.groups)
+
+
+def _in_parts(say: Callable[[Array], Array], rows: Array) -> Array:
+    """What a model says of many rows (n, f), (n,): all cores, a part of the rows each; a row's answer is its own."""
+    with ThreadPoolExecutor(cores()) as pool:
+        return np.concatenate(list(pool.map(say, np.array_split(rows, cores()))))
 
 
 def rivals_of(
