@@ -209,6 +209,7 @@ def train(
     matrices = matrices_of(facts, units, say)
     fitted: dict[str, Fitted] = {}
     documents: dict[str, Any] = {}
+    say("looking for columns that know the outcome")
     no_leaks(facts, units, matrices, start, end, trust)
     beside = min(len(MODELS), cores())
 

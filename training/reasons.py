@@ -309,7 +309,7 @@ def fit_reasons(
         keep = gains >= min(LEAST_GAIN, gains.max())
         features = FeatureSet(features.unit, tuple(f for f, kept in zip(features.features, keep, strict=True) if kept))
         matrix = matrix[:, keep]
-    progress(f"return_reason: {rounds} rounds on {len(matrix):,} returns, {len(features.features)} features")
+    progress(f"return_reason: fitting {rounds} rounds on {len(matrix):,} returns, {len(features.features)} features")
     noise = confusion(stated, inspected, k, right)
     booster = _boost(matrix, stated, inspected, noise, seed, rounds)
     trees, bases = compile_classes(booster)
