@@ -22,10 +22,14 @@ from serving.bundle import Bundle
 from training import train
 from training.models import (
     LEAST_GAIN,
+    MANY_ROWS,
+    MANY_ROWS_RATE,
     MODELS,
     ONE_THREAD_ROWS,
+    PARAMS,
     calibration_slope,
     centred,
+    cores,
     fit,
     parameters,
     threads,
@@ -121,6 +125,19 @@ def test_small_data_get_one_thread_and_large_data_all_cores() -> None:
     few, many = label[: ONE_THREAD_ROWS - 4], label[:ONE_THREAD_ROWS]
     assert parameters(MODELS["late"], features, few, 0)["num_threads"] == threads(len(few)) == 1
     assert parameters(MODELS["late"], features, many, 0)["num_threads"] == threads(len(many)) == 0
+
+
+def test_models_that_are_fitted_side_by_side_share_the_cores() -> None:
+    assert threads(ONE_THREAD_ROWS - 1, beside=2) == threads(ONE_THREAD_ROWS, beside=10_000) == 1
+    assert threads(ONE_THREAD_ROWS, beside=2) == max(1, cores() // 2)
+
+
+def test_many_rows_take_larger_steps() -> None:
+    features = FeatureSet.for_target("late", Settings())
+    rates = [
+        parameters(MODELS["late"], features, np.arange(n) % 2, 0)["learning_rate"] for n in (MANY_ROWS - 1, MANY_ROWS)
+    ]
+    assert rates == [PARAMS["learning_rate"], MANY_ROWS_RATE]
 
 
 FIT = """

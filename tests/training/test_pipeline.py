@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -92,12 +95,30 @@ def test_nothing_is_held_out_that_was_decided_before_the_date(trained, metrics, 
         assert target["excluded_immature"] > 0, "a year that ends at the extract has young rows"
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Only one core of the machine may be used, where the system can see to that."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def test_training_again_gives_the_same_bundle_whatever_the_truth_folder_holds(world_dataset, trained, tmp_path):
     copy = shutil.copytree(world_dataset, tmp_path / "shop")
     for file in (copy / "truth").iterdir():
         file.write_bytes(b"nothing that can be read")
-    again = train(Dataset.open(copy), out=tmp_path / "again", seed=0)
+    said: list[str] = []
+    with one_core():  # the first time targets were fitted side by side, where there are two
+        again = train(Dataset.open(copy), out=tmp_path / "again", seed=0, progress=said.append)
     assert Bundle.load(again.bundle_dir).digest == Bundle.load(trained.bundle).digest
+    assert "fitting 5 targets, 1 at a time" in said or not hasattr(os, "sched_setaffinity")
+    assert {text for text in said if text.endswith(": fitted")} == {f"{name}: fitted" for name in TARGETS}
 
 
 def test_what_is_known_later_cannot_change_a_model(world_dataset, tmp_path):
