@@ -337,7 +337,7 @@ class _Sorted:
         if self._same is None:
             np.copyto(weight, of_rows)
         else:
-            weight = np.bincount(self._same, of_rows, len(weight))
+            weight = np.asarray(np.bincount(self._same, of_rows, len(weight)), dtype=np.float64)
         np.cumsum(weight, out=running[1:])
         total = running[-1]
         auc = precision = captured = np.nan
