@@ -212,6 +212,7 @@ def train(
     say("looking for columns that know the outcome")
     no_leaks(facts, units, matrices, start, end, trust)
     beside = min(len(MODELS), cores())
+    say(f"fitting {len(MODELS)} targets, {beside} at a time")
 
     def fitting(name: str) -> tuple[TargetReport, dict[str, Any], Fitted | None]:
         spec = None if params is None else params.spec(name)
@@ -428,6 +429,7 @@ def _train_target(
         say(f"{target.name}: not trained: {report.why}")
         return report, document, None
     fitted = fit_on(facts, units, matrices, fold, seed, say, spec, beside)
+    say(f"{target.name}: fitted")
     report.status = document["status"] = "trained"
     report.params = fitted.params
     report.features = document["features"] = fitted.model.features.names
