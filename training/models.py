@@ -201,8 +201,8 @@ def fit(
         most = min(len(c) for c in curves)  # what every fold has grown
         weights = [len(f.test) for f in folds]
         trees = (int(np.argmin(np.average([c[:most] for c in curves], axis=0, weights=weights))) + 1) * STAGE
-        raw = [_raw(booster, matrix[f.test], trees, beside) for booster, f in zip(grown, folds, strict=True)]
-        slope = calibration_slope(raw, [f.test_label for f in folds])
+        scores = [_raw(booster, matrix[f.test], trees, beside) for booster, f in zip(grown, folds, strict=True)]
+        slope = calibration_slope(scores, [f.test_label for f in folds])
         happened = np.concatenate([f.test_label for f in folds])
         rows, positives = len(happened), int(happened.sum())
         keep = gains >= min(LEAST_GAIN, gains.max())
