@@ -398,7 +398,7 @@ def as_stated(run: Run) -> pd.DataFrame:
     start = np.datetime64(run.bundle.meta["holdout_from"].removesuffix("Z"))
     fold = split(units[target], start, facts.snapshot.as_of)
     matrices = matrices_of(facts, units, lambda _: None)
-    with mock.patch("training.reasons.LEAST_INSPECTED", sys.maxsize):
+    with mock.patch("training.confusion.LEAST_INSPECTED", sys.maxsize):
         fitted, returns = train_reasons(facts, units[target], matrices, fold, 0, lambda _: None)
     assert fitted is not None
     rows = units[target].row[returns.test]

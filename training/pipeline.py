@@ -30,13 +30,14 @@ from training import evaluation_set
 from training.baselines import Fold as BaselineFold
 from training.baselines import fit_baselines
 from training.check import require
+from training.confusion import Noise
 from training.evaluate import evaluate
 from training.labels import Labels, labels, maturity_rule
 from training.leaks import Leak, LeakError, leaks
 from training.maturity import TooYoung, matured_rate, news
 from training.models import MANY_ROWS, MIN_POSITIVES, MODELS, Fitted, ModelSpec, cores, fit
 from training.params import Params
-from training.reasons import FittedReasons, Noise, Returns, fit_reasons, judge_reasons, returns_of
+from training.reasons import FittedReasons, Returns, fit_reasons, judge_reasons, returns_of
 from training.slices import by_slice, slices
 from training.splits import Fold, rolling, split, violations
 from training.windows import fit_windows, judge_windows
