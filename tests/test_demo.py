@@ -68,6 +68,24 @@ def test_levers_are_told_to_packing_first_and_what_is_no_lever_is_no_advice() ->
     assert not [line for line in said if "Ordered at" in line], "a hundredth of a point is not worth a word"
 
 
+def test_the_likeliest_reason_and_the_window_are_told_where_they_were_answered() -> None:
+    assert not [line for line in in_words(ANSWER, REQUEST) if "If so" in line or "At the door" in line]
+    reason = {"reason": "wrong_size", "owner": "listing", "share": 0.437}
+    window = {
+        "from": "2025-11-22T08:37:00.000000Z",
+        "likely": "2025-11-24T15:19:00.000000Z",
+        "to": "2025-11-26T09:32:00.000000Z",
+        "coverage": 0.9,
+    }
+    said = in_words({**ANSWER, "returns": [{**ANSWER["returns"][0], "reason": reason}], "window": window}, REQUEST)  # type: ignore[index]
+    at = said.index("MUG is sent back: 30.0 %, above the usual 20.0 %.")
+    assert said[at + 1] == "    If so, most likely for wrong_size (44 %), a reason of the listing team's"
+    assert (
+        "At the door, if it arrives: likely 2025-11-24 15:19 UTC; "
+        "90 % of such parcels come between 2025-11-22 08:37 and 2025-11-26 09:32."
+    ) in said
+
+
 def test_every_point_it_says_is_one_that_was_answered() -> None:
     answered = json.dumps(ANSWER)
     for line in in_words(ANSWER, REQUEST):

@@ -44,7 +44,7 @@ SCORES = "scores.parquet"
 START_SECONDS = 120
 """How long the service may take until it answers, before the demo gives up."""
 NOTEWORTHY = 1.25
-"""Risks at least this many times the usual are explained; the others get one line."""
+"""Risks at least this many times the usual are explained; the others are only told."""
 NAMED = 3
 """Drivers and teams that are named per risk."""
 OVERSTATED = 0.75
@@ -310,6 +310,8 @@ def in_words(answer: Mapping[str, Any], request: Mapping[str, Any]) -> list[str]
     ]
     for words, risk in said:
         out += _risk_in_words(words, risk)
+    if answer.get("window"):
+        out.append(_window_in_words(answer["window"]))
     out += [
         "",
         "Points add up exactly from where the model starts to this parcel's risk. They explain the model's figure;",
@@ -333,6 +335,10 @@ def _risk_in_words(words: str, risk: Mapping[str, Any]) -> list[str]:
     else:
         compared = "below the usual"
     out = [f"{words}: {100 * risk['probability']:.1f} %, {compared} {100 * risk['base_rate']:.1f} %."]
+    if "reason" in risk:
+        why = risk["reason"]
+        share = f"{100 * why['share']:.0f} %"
+        out.append(f"    If so, most likely for {why['reason']} ({share}), a reason of the {why['owner']} team's")
     if times < NOTEWORTHY:
         return out
     least = WORTH_A_WORD * (risk["probability"] - risk["base"])
@@ -346,6 +352,12 @@ def _risk_in_words(words: str, risk: Mapping[str, Any]) -> list[str]:
     if others:
         out.append("    What others can change: " + "; ".join(others))
     return out
+
+
+def _window_in_words(window: Mapping[str, Any]) -> str:
+    first, likely, last = (window[key][:16].replace("T", " ") for key in ("from", "likely", "to"))
+    share = f"{100 * window['coverage']:.0f} % of such parcels come between {first} and {last}"
+    return f"At the door, if it arrives: likely {likely} UTC; {share}."
 
 
 # ---- the planted fault
