@@ -205,7 +205,11 @@ ANSWERS = [json.loads(b.text) for b in JSON if b.mark == "answer"]
 @pytest.mark.parametrize("content", ANSWERS)
 def test_a_documented_answer_adds_up_and_names_features_that_exist(content: dict) -> None:
     assert set(content) == set(Answer.__annotations__)
-    for risk in (*content["risks"].values(), *content["returns"]):
+    for line in content["returns"]:
+        assert math.isclose(sum(line["reasons"].values()), 1, abs_tol=1e-9)
+        assert line["reason"]["share"] == max(line["reasons"].values()) == line["reasons"][line["reason"]["reason"]]
+    reasons = [line["reason"] | {"probability": line["reason"]["share"]} for line in content["returns"]]
+    for risk in (*content["risks"].values(), *content["returns"], *reasons):
         assert math.isclose(risk["base"] + sum(risk["teams"].values()), risk["probability"], abs_tol=1e-9)
         if content["degraded"]:
             assert risk["probability"] == risk["base"] == risk["base_rate"]
