@@ -140,7 +140,10 @@ def prepare(directory: Path, parcels: int) -> None:
 
     def fitted(model: Any, name: str, objective: str, classes: int = 0) -> Any:
         """A scikit-learn model of LightGBM's with the trees of a model text of the bundle."""
-        booster = lightgbm.Booster(model_file=part / "run" / "bundle" / "models" / f"{name}.txt")
+        text = (part / "run" / "bundle" / "models" / f"{name}.txt").read_text()
+        if objective == "binary" and "\nobjective=" not in text:  # fitted by a loss of its own, it would give scores
+            text = text.replace("\nfeature_names=", "\nobjective=binary sigmoid:1\nfeature_names=", 1)
+        booster = lightgbm.Booster(model_str=text)
         model._Booster, model._objective, model.fitted_ = booster, objective, True
         model._n_features = model._n_features_in = booster.num_feature()
         if classes:
