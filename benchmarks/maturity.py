@@ -276,7 +276,7 @@ def size(facts: Facts, units: Labels, matrix: Array, features: FeatureSet, at: n
     columns = np.array([features.names.index(n) for n in mine.names])
     seen = matrix[units.row[fold.train]][:, columns]
     same = (seen == seen[0]) | (np.isnan(seen) & np.isnan(seen[0]))
-    useful = FeatureSet(mine.unit, tuple(f for f, s in zip(mine.features, same.all(axis=0), strict=True) if not s))
+    useful = mine.only(~same.all(axis=0))
     rows = matrix[np.ix_(units.row, columns[~same.all(axis=0)])]
     fitted = fit(MODELS[units.target], useful, rows, label, rolling(units, at, 3), seed=0)
     columns = np.array([features.names.index(n) for n in fitted.model.features.names])

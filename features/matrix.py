@@ -107,10 +107,19 @@ class FeatureSet:
         sets = list(sets)
         return FeatureSet(sets[0].unit, tuple({f.name: f for s in sets for f in s.features}.values()))
 
+    def only(self, kept: Iterable[bool]) -> FeatureSet:
+        """Those features for which `kept`, one per feature, is true."""
+        return FeatureSet(self.unit, tuple(f for f, keep in zip(self.features, kept, strict=True) if keep))
+
     @cached_property
     def names(self) -> list[str]:
         """Names of the columns."""
         return [f.name for f in self.features]
+
+    @cached_property
+    def teams(self) -> list[str]:
+        """Owner team of each column."""
+        return [f.team for f in self.features]
 
 
 def values(rows: Rows, features: FeatureSet) -> Array:

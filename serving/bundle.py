@@ -83,11 +83,6 @@ class TargetModel:
         """The usual value of each feature in words, None where there is none."""
         return usual_words(self.features, self.usual)
 
-    @cached_property
-    def teams(self) -> list[str]:
-        """Owner team of each feature."""
-        return [f.team for f in self.features.features]
-
 
 class Bundle:
     """A loaded bundle.
@@ -312,7 +307,7 @@ class Bundle:
                         "row": np.repeat(frame.index.to_numpy(), f + 1),
                         "target": m.target,
                         "feature": ["base", *m.features.names] * n,
-                        "team": ["base", *m.teams] * n,
+                        "team": ["base", *m.features.teams] * n,
                         "lever": [False, *(x.lever for x in m.features.features)] * n,
                         "value": np.hstack([np.full((n, 1), np.nan), matrix.astype(np.float64)]).ravel(),
                         "points": np.hstack([base, risk]).ravel(),

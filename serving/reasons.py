@@ -56,11 +56,6 @@ class ReasonModel:
         """The usual value of each feature in words, None where there is none."""
         return usual_words(self.features, self.usual)
 
-    @cached_property
-    def teams(self) -> list[str]:
-        """Owner team of each feature."""
-        return [f.team for f in self.features.features]
-
     def shares(self, matrix: Array) -> Array:
         """Shares of the reasons (n, K) of a matrix (n, f) float32; each row sums to 1."""
         parts = [self.base + self._contributions(rows).sum(axis=2) for rows in self._chunks(matrix)]

@@ -166,7 +166,7 @@ class Scoring:
             matrix = self._matrix(target, TARGETS[target].unit)
             probability, risk = model.explain(matrix)
             base = np.full(len(matrix), model.base_probability)
-            yield target, Explained(model, matrix, probability, base, risk, by_team(risk, model.teams))
+            yield target, Explained(model, matrix, probability, base, risk, by_team(risk, model.features.teams))
 
     def reasons(self) -> Reasons | None:
         """Why each line would come back; None where the bundle has no such model."""
@@ -176,7 +176,9 @@ class Scoring:
         matrix = self._matrix(REASON, "line")
         shares, which, base, risk = model.explain(matrix)
         share = np.take_along_axis(shares, which[:, None], axis=1)[:, 0]
-        return Reasons(model, shares, which, Explained(model, matrix, share, base, risk, by_team(risk, model.teams)))
+        return Reasons(
+            model, shares, which, Explained(model, matrix, share, base, risk, by_team(risk, model.features.teams))
+        )
 
     def windows(self, probability: Mapping[str, Array] | None = None) -> Windows | None:
         """When each parcel is at the door, in agreement with the risks; None where the bundle has no such model.

@@ -132,6 +132,14 @@ mlflow_option = click.option(
 )
 
 
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="FEATURE",
+    help="Train although this feature alone tells an outcome too well to be honest; may be repeated.",
+)
+
+
 def _dump(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, default=str, ensure_ascii=False))
 
@@ -304,12 +312,7 @@ def snapshot(voice: Voice, dataset: Path, as_of: str | None, out: Path, as_json:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: runs/NAME].")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
-@click.option(
-    "--trust",
-    multiple=True,
-    metavar="FEATURE",
-    help="Train although this feature alone tells an outcome too well to be honest; may be repeated.",
-)
+@trust_option
 @click.option(
     "--params", type=click.Path(path_type=Path), help="Parameters per target, as `doorstep tune` writes them."
 )
@@ -373,12 +376,6 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 
 targets_option = click.option(
     "--targets", metavar="NAME,...", callback=_names, help="Only these targets, with commas between [default: all]."
-)
-trust_option = click.option(
-    "--trust",
-    multiple=True,
-    metavar="FEATURE",
-    help="Go on although this feature alone tells an outcome too well to be honest; may be repeated.",
 )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from features.arrays import Array
 
-__all__ = ["LEAST_INSPECTED", "Noise", "confusion", "mixture", "posterior"]
+__all__ = ["LEAST_INSPECTED", "Noise", "confusion", "log_losses", "mixture", "posterior"]
 
 LEAST_INSPECTED = 100
 """With fewer inspected returns the words are taken as they are: a confusion of so few would be noise itself."""
@@ -56,14 +56,18 @@ class Noise:
 
     def log_loss(self, shares: Array, stated: Array, inspected: Array) -> Array:
         """-log of the probability of what was said (n,), in nats."""
-        said = (shares * self.chance(stated, inspected)).sum(axis=1)
-        return np.asarray(-np.log(np.maximum(said, 1e-15)))
+        return log_losses(shares, self.chance(stated, inspected))
 
 
 def posterior(shares: Array, chance: Array) -> Array:
     """Shares (n, K) of the true reason, given the model's and the chance of what was said for each reason, (n, K)."""
     found = shares * chance
     return np.asarray(found / np.maximum(found.sum(axis=1, keepdims=True), 1e-300))
+
+
+def log_losses(shares: Array, chance: Array) -> Array:
+    """-log of the probability of what was said (n,), in nats; the arguments are those of `posterior`."""
+    return np.asarray(-np.log(np.maximum((shares * chance).sum(axis=1), 1e-15)))
 
 
 def confusion(stated: Array, inspected: Array, reasons: int, right: float = 1.0) -> Noise:

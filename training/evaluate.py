@@ -203,7 +203,7 @@ def evaluate(
     ]
     against = {
         other: {
-            name: _verdict(
+            name: verdict(
                 METRICS[name],
                 _interval(name, values[0, j] - values[k, j], draws[0, :, j] - draws[k, :, j], gaps[name], "difference"),
             )
@@ -407,14 +407,15 @@ def _interval(name: str, value: float, draws: NDArray[np.float64], gap: tuple[st
     return {key: float(value), "low": float(low), "high": float(high)}
 
 
-def _verdict(metric: Metric, found: dict[str, Any]) -> dict[str, Any]:
+def verdict(metric: Metric, found: dict[str, Any]) -> dict[str, Any]:
+    """The difference `found` of a metric, with what its interval (`low`, `high`) says: better, worse or undecided."""
     low, high = found["low"], found["high"]
-    verdict = "undecided"
+    said = "undecided"
     if low is not None and low > 0:
-        verdict = "better" if metric.higher_is_better else "worse"
+        said = "better" if metric.higher_is_better else "worse"
     elif high is not None and high < 0:
-        verdict = "worse" if metric.higher_is_better else "better"
-    return {**found, "verdict": verdict}
+        said = "worse" if metric.higher_is_better else "better"
+    return {**found, "verdict": said}
 
 
 def _gaps(y: NDArray[np.int8], cluster: NDArray[np.int64]) -> dict[str, tuple[str, str]]:

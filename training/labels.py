@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,12 @@ class Labels:
         """(n,) int8 labels and (n,) bool maturity, both as known just before `as_of`."""
         label, mature = self.outcome.label(as_of)
         return label[self.row], mature[self.row]
+
+    def span(self, at: Array) -> dict[str, Any]:
+        """How many units stand at these positions, and from when to when they were decided, for `metrics.json`."""
+        decided = self.decided_at[at]
+        ends = (f"{decided.min()}Z", f"{decided.max()}Z") if len(at) else (None, None)
+        return {"rows": len(at), "from": ends[0], "to": ends[1]}
 
 
 def labels(facts: Facts, target: str) -> Labels:

@@ -206,7 +206,7 @@ def fit(
         happened = np.concatenate([f.test_label for f in folds])
         rows, positives = len(happened), int(happened.sum())
         keep = gains >= min(LEAST_GAIN, gains.max())
-        features = FeatureSet(features.unit, tuple(f for f, k in zip(features.features, keep, strict=True) if k))
+        features = features.only(keep)
     else:
         trees, slope, rows, positives = spec.max_trees // 3, 1.0, 0, 0
         keep = np.ones(len(features.features), dtype=bool)
@@ -214,7 +214,7 @@ def fit(
     young = "" if news is None or not news.young else f" and {news.young:,} young ones"
     progress(f"{spec.target}: fitting {trees} trees on {len(train):,} rows{young}, {len(features.features)} features")
     read = matrix[np.ix_(train, columns)]
-    usual = tuple(float(v) for v in _medians(read))
+    usual = tuple(float(v) for v in medians(read))
     used = 0
     worth = lately = 0.0
     if news is None or not news.young:
@@ -314,7 +314,7 @@ def _training_scores(booster: lightgbm.Booster) -> Array:
     return found[0]
 
 
-def _medians(matrix: Array) -> Array:
+def medians(matrix: Array) -> Array:
     """Medians of the columns, NaN for a column without a value."""
     out = np.full(matrix.shape[1], np.nan)
     for i in range(matrix.shape[1]):

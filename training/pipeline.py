@@ -365,13 +365,7 @@ def why_not(facts: Facts, units: Labels, fold: Fold) -> str:
 
 def period(units: Labels, at: Array, label: Array) -> dict[str, Any]:
     """What is told of one side of a split: rows, positives, and from when to when they were decided."""
-    decided = units.decided_at[at]
-    return {
-        "rows": len(at),
-        "positives": int(label.sum()),
-        "from": f"{decided.min()}Z" if len(at) else None,
-        "to": f"{decided.max()}Z" if len(at) else None,
-    }
+    return units.span(at) | {"positives": int(label.sum())}
 
 
 Matrices = dict[str, tuple[FeatureSet, Array]]
@@ -488,7 +482,7 @@ def fit_on(
         raise AssertionError(f"the split of {units.target} is broken, please report this: {'; '.join(wrong)}")
     every = FeatureSet.for_target(units.target, facts.snapshot.settings)
     train = units.row[fold.train]
-    features = _only(every, _useful(cut(matrices, every, train)) & _own_history(facts, every, train))
+    features = every.only(_useful(cut(matrices, every, train)) & _own_history(facts, every, train))
     matrix = cut(matrices, features, units.row)
     many = len(fold.train) >= MANY_ROWS
     inner = rolling(units, fold.at, 1 if many else 3, 0.75 if many else 0.4)
@@ -518,7 +512,7 @@ def train_reasons(
     parts = [tuple(p[p >= 0] for p in (place[f.train[f.train_label == 1]], place[f.test])) for f in inner]
     fitted = fit_reasons(
         returns.names,
-        _only(every, useful),
+        every.only(useful),
         matrix[:, useful],
         returns.stated[0],
         returns.inspected[0],
@@ -551,8 +545,9 @@ def _judge_reasons(
     rows = units.row[returns.train], units.row[returns.test]
     category = facts.rows.lines["listings", "category"]
     train, test = (cut(matrices, model.features, row) for row in rows)
+    shares = model.shares(test)
     judged = judge_reasons(
-        model,
+        shares,
         noise,
         returns,
         (train, test),
@@ -568,14 +563,10 @@ def _judge_reasons(
             "decided_at": pd.DatetimeIndex(units.decided_at[returns.test]).tz_localize("UTC"),
             "stated": pd.Series(names[returns.stated[1]], dtype="str"),
             "inspected": pd.Series(names[returns.inspected[1]], dtype="str"),
-            **dict(zip(returns.names, model.shares(test).T, strict=True)),
+            **dict(zip(returns.names, shares.T, strict=True)),
         }
     )
     return frame, judged
-
-
-def _only(features: FeatureSet, kept: Array) -> FeatureSet:
-    return FeatureSet(features.unit, tuple(f for f, keep in zip(features.features, kept, strict=True) if keep))
 
 
 def _own_history(facts: Facts, features: FeatureSet, row: Array) -> Array:

@@ -22,10 +22,11 @@ from features.snapshot import Facts
 from serving.explain import softmax
 from serving.reasons import ReasonModel
 from training.compile import compile_classes
-from training.confusion import LEAST_INSPECTED, Noise, confusion, mixture, posterior
+from training.confusion import LEAST_INSPECTED, Noise, confusion, log_losses, mixture, posterior
+from training.evaluate import METRICS, verdict
 from training.intervals import auc, mean
 from training.labels import Labels
-from training.models import LEAST_GAIN, PARAMS, PLATT_PRIOR, STAGE, threads
+from training.models import LEAST_GAIN, PARAMS, PLATT_PRIOR, STAGE, medians, threads
 from training.splits import Fold
 
 if TYPE_CHECKING:
@@ -148,32 +149,32 @@ def fit_reasons(
         train = train[-FOLD_RETURNS:]  # the latest, as positions go by the time of the decision
         progress(f"return_reason: rolling fold {number} of {len(folds)}, {len(train):,} returns")
         noise = confusion(stated[train], inspected[train], k, right)
-        said = stated[test], inspected[test]
-        later = (matrix[test], *said)
-        booster = _boost(matrix[train], stated[train], inspected[train], noise, seed, MAX_ROUNDS, later)
-        start = np.log(noise.mix)
-        staged = _staged(booster, matrix[test], start)
+        heard = noise.chance(stated[train], inspected[train])
+        later = matrix[test], noise.chance(stated[test], inspected[test])
+        booster = _boost(matrix[train], heard, noise.mix, seed, MAX_ROUNDS, later)
+        staged = _staged(booster, matrix[test], np.log(noise.mix))
         gain = booster.feature_importance("gain")
         gains += gain / max(1e-12, gain.sum()) / len(folds)
-        grown.append([noise.log_loss(softmax(raw), *said).mean() for raw in staged])
-        judged.append((staged, said, noise))
+        grown.append([log_losses(softmax(raw), later[1]).mean() for raw in staged])
+        judged.append((staged, later[1]))
     rounds, slope = MAX_ROUNDS // 2, 1.0
     if folds:
         most = min(len(g) for g in grown)
         sizes = [len(test) for _, test in folds]
         best = int(np.argmin(np.average([g[:most] for g in grown], axis=0, weights=sizes)))
         rounds = (best + 1) * STAGE
-        slope = _slope([(staged[best], said, noise) for staged, said, noise in judged])
+        slope = _slope([(staged[best], chance) for staged, chance in judged])
         keep = gains >= min(LEAST_GAIN, gains.max())
-        features = FeatureSet(features.unit, tuple(f for f, kept in zip(features.features, keep, strict=True) if kept))
+        features = features.only(keep)
         matrix = matrix[:, keep]
     progress(f"return_reason: fitting {rounds} rounds on {len(matrix):,} returns, {len(features.features)} features")
     noise = confusion(stated, inspected, k, right)
-    booster = _boost(matrix, stated, inspected, noise, seed, rounds)
+    heard = noise.chance(stated, inspected)
+    booster = _boost(matrix, heard, noise.mix, seed, rounds)
     trees, bases = compile_classes(booster)
     start = np.log(noise.mix)
     raw = np.asarray(booster.predict(matrix, raw_score=True, num_threads=threads(len(matrix)))) + start
-    intercepts = _centred(slope * raw, stated, inspected, noise)
+    intercepts = _centred(slope * raw, heard)
     own = owners(settings)
     model = ReasonModel(
         tuple(names),
@@ -184,7 +185,7 @@ def fit_reasons(
         slope,
         tuple(intercepts.tolist()),
         tuple(noise.mix.tolist()),
-        tuple(float(np.nanmedian(c)) if (~np.isnan(c)).any() else np.nan for c in matrix.T),
+        tuple(float(v) for v in medians(matrix)),
     )
     return FittedReasons(model, booster, noise, {**_parameters(len(matrix), k, seed), "rounds": rounds})
 
@@ -203,18 +204,19 @@ def _parameters(n: int, k: int, seed: int) -> dict[str, Any]:
 
 def _boost(
     matrix: Array,
-    stated: Array,
-    inspected: Array,
-    noise: Noise,
+    chance: Array,
+    mix: Array,
     seed: int,
     rounds: int,
-    later: tuple[Array, Array, Array] | None = None,
+    later: tuple[Array, Array] | None = None,
 ) -> lightgbm.Booster:
-    """Grow the trees; with `later` rows (matrix, stated, inspected) until more of them only make these worse."""
+    """Grow the trees from the mix on; with `later` rows (matrix, chance) until more of them only make these worse.
+
+    `chance` (n, K) is that of what was said, for each true reason.
+    """
     import lightgbm as lgb
 
-    n, k = len(matrix), len(noise.mix)
-    chance = noise.chance(stated, inspected)
+    n, k = len(matrix), len(mix)
 
     def objective(scores: Array, _: Any) -> tuple[Array, Array]:
         p = softmax(scores)
@@ -223,10 +225,10 @@ def _boost(
 
     def judge(scores: Array, _: Any) -> tuple[str, float, bool]:
         assert later is not None
-        return "noisy_log_loss", float(noise.log_loss(softmax(scores), later[1], later[2]).mean()), False
+        return "noisy_log_loss", float(log_losses(softmax(scores), later[1]).mean()), False
 
     def dataset(rows: Array, like: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
-        start = np.repeat(np.log(noise.mix), len(rows))
+        start = np.repeat(np.log(mix), len(rows))
         return lgb.Dataset(rows, np.zeros(len(rows)), init_score=start, reference=like, free_raw_data=True)
 
     data = dataset(matrix)
@@ -255,11 +257,14 @@ def _staged(booster: lightgbm.Booster, matrix: Array, start: Array) -> list[Arra
     return out
 
 
-def _slope(judged: Sequence[tuple[Array, tuple[Array, Array], Noise]]) -> float:
+def _slope(judged: Sequence[tuple[Array, Array]]) -> float:
     """Slope that best calibrates the raw scores of the folds, drawn towards 1; their own intercepts are thrown away.
 
     As in `training.models.calibration_slope`: what a fold's model missed by the time it was judged, the served model
     has seen.
+
+    Args:
+        judged: per fold the raw scores, and the chance of what was said for each reason, both (n, K).
     """
     from scipy.optimize import minimize
 
@@ -269,10 +274,10 @@ def _slope(judged: Sequence[tuple[Array, tuple[Array, Array], Noise]]) -> float:
         slope, shifts = at[0], at[1:].reshape(len(judged), k)
         gradient = PLATT_PRIOR * (at - usual)
         total = float(PLATT_PRIOR / 2 * ((at - usual) ** 2).sum())
-        for f, (raw, (stated, inspected), noise) in enumerate(judged):
+        for f, (raw, chance) in enumerate(judged):
             p = softmax(slope * raw + shifts[f])
-            total += float(noise.log_loss(p, stated, inspected).sum())
-            pull = p - noise.posterior(p, stated, inspected)
+            total += float(log_losses(p, chance).sum())
+            pull = p - posterior(p, chance)
             gradient[0] += (pull * raw).sum()
             gradient[1 + f * k : 1 + (f + 1) * k] += pull.sum(axis=0)
         return total, gradient
@@ -282,12 +287,12 @@ def _slope(judged: Sequence[tuple[Array, tuple[Array, Array], Noise]]) -> float:
     return float(np.clip(found.x[0], 0.05, 5.0))
 
 
-def _centred(raw: Array, stated: Array, inspected: Array, noise: Noise) -> Array:
+def _centred(raw: Array, chance: Array) -> Array:
     """Intercepts (K,) with which the mean share of each reason is the mean of its posterior, given what was said."""
     at = np.zeros(raw.shape[1])
     for _ in range(100):
         p = softmax(raw + at)
-        step = np.log(np.maximum(noise.posterior(p, stated, inspected).mean(axis=0), 1e-12) / p.mean(axis=0))
+        step = np.log(np.maximum(posterior(p, chance).mean(axis=0), 1e-12) / p.mean(axis=0))
         at += step
         if np.abs(step).max() < 1e-9:
             break
@@ -346,14 +351,8 @@ def returns_of(facts: Facts, units: Labels, fold: Fold) -> Returns:
         why = f"{told_apart}, two are needed{strange if unknown else ''}"
 
     def period(side: int) -> dict[str, Any]:
-        decided = units.decided_at[sides[side]]
-        return {
-            "rows": len(decided),
-            "stated": int((stated[side] >= 0).sum()),
-            "inspected": int((inspected[side] >= 0).sum()),
-            "from": f"{decided.min()}Z" if len(decided) else None,
-            "to": f"{decided.max()}Z" if len(decided) else None,
-        }
+        said = {"stated": stated[side], "inspected": inspected[side]}
+        return units.span(sides[side]) | {name: int((reason >= 0).sum()) for name, reason in said.items()}
 
     _, mature = units.known(fold.until)
     came = facts.outcomes["returned"].label(fold.until)[0][units.row]
@@ -376,7 +375,7 @@ def returns_of(facts: Facts, units: Labels, fold: Fold) -> Returns:
 
 
 def judge_reasons(
-    model: ReasonModel,
+    shares: Array,
     noise: Noise,
     returns: Returns,
     matrix: tuple[Array, Array],
@@ -390,7 +389,7 @@ def judge_reasons(
     Inspected returns judge where there are enough, else what was stated does.
 
     Args:
-        model: the model.
+        shares: (n, K) what the model says of the returns of the holdout.
         noise: the confusion it was fitted through.
         returns: the split.
         matrix: (n, f) float32 of the model's features, for either side.
@@ -404,7 +403,6 @@ def judge_reasons(
     trained = np.where(returns.inspected[0] >= 0, returns.inspected[0], returns.stated[0])
     by = inspected if (inspected >= 0).sum() >= LEAST_INSPECTED else stated
     judged = np.flatnonzero(by >= 0)
-    shares = model.shares(matrix[1])
     # What is held against a word is the chance of that word, through what is known of its noise.
     said = noise.inspection[:, :k] if by is inspected else noise.stated[:, :k] / noise.stated[:, :k].sum(1)[:, None]
     label, group = by[judged], np.unique(groups[judged].astype(str), return_inverse=True)[1]
@@ -432,10 +430,8 @@ def judge_reasons(
     }
     for name in rivals:
         found = _figure(loss(ours) - losses[name], group)
-        low, high = (np.nan if found[end] is None else found[end] for end in ("low", "high"))
-        verdict = "better" if high < 0 else "worse" if low > 0 else "undecided"
-        entry = {"difference": found["value"], "low": found["low"], "high": found["high"], "verdict": verdict}
-        document["against_baselines"][name] = {"log_loss": entry}
+        difference = {"difference": found["value"], "low": found["low"], "high": found["high"]}
+        document["against_baselines"][name] = {"log_loss": verdict(METRICS["log_loss"], difference)}
     mix, least, most = mixture(stated, inspected, k, settings.inspections_right, groups, seed)
     words = np.bincount(stated[stated >= 0], minlength=k) / max(1, (stated >= 0).sum())
     for r, name in enumerate(returns.names):

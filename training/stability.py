@@ -52,7 +52,7 @@ def stability(models: Sequence[TargetModel], values: Callable[[FeatureSet], Arra
         spread[:, [place[n] for n in model.features.names]] = own
         probabilities.append(probability)
         features.append(spread)
-        owned = by_team(own, model.teams)
+        owned = by_team(own, model.features.teams)
         teams.append(np.stack([owned[t] for t in TEAMS], axis=1))
     risk = np.mean(probabilities, axis=0)
     owners = [i for i, team in enumerate(TEAMS) if team in {f.team for f in every.features}]

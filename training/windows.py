@@ -263,8 +263,8 @@ def fit_windows(
         "excluded": {"train": fold.immature_train, "holdout": fold.immature_test},
         "excluded_before_decision": took.early,
         "nominal": COVERAGE,
-        "train": _period(units, train) | {"learned": len(seen), "calibrated": len(later)},
-        "holdout": _period(units, test),
+        "train": units.span(train) | {"learned": len(seen), "calibrated": len(later)},
+        "holdout": units.span(test),
     }
     if document["why"]:
         say(f"{NAME}: not trained: {document['why']}")
@@ -311,12 +311,6 @@ def _why_not(facts: Facts, took: Deliveries, train: Array, seen: Array, later: A
             f"least {MIN_ROWS} of each are needed: the history is short, or most parcels lie in a few weeks"
         )
     return ""
-
-
-def _period(units: Labels, at: Array) -> dict[str, Any]:
-    decided = units.decided_at[at]
-    span = (f"{decided.min()}Z", f"{decided.max()}Z") if len(at) else (None, None)
-    return {"rows": len(at), "from": span[0], "to": span[1]}
 
 
 def _words(parcels: Any, level: str, row: Array) -> Array:

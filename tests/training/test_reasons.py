@@ -125,32 +125,18 @@ def test_the_correction_finds_what_the_words_hide():
     features = FeatureSet("line", tuple(FEATURES[name] for name in ("photo_count", "rating", "unit_price")))
     half = n // 2
     folds = [(np.arange(2_000), np.arange(2_000, half))]
+
+    def fitted_on(shown):
+        names, own = ("wrong_size", "defect", "damaged"), Settings(inspections_right=0.9)
+        return fit_reasons(names, features, x[:half], stated[:half], shown[:half], folds, own, 0)
+
     losses = []
     for shown in (inspected, np.full(n, -1)):
-        fitted = fit_reasons(
-            ("wrong_size", "defect", "damaged"),
-            features,
-            x[:half],
-            stated[:half],
-            shown[:half],
-            folds,
-            Settings(inspections_right=0.9),
-            0,
-        )
+        fitted = fitted_on(shown)
         assert fitted.noise.corrected == (shown is inspected)
         shares = fitted.model.shares(x[half:])
         losses.append(-(truth[half:] * np.log(shares)).sum(axis=1).mean())
-        again = fit_reasons(
-            fitted.model.reasons,
-            features,
-            x[:half],
-            stated[:half],
-            shown[:half],
-            folds,
-            Settings(inspections_right=0.9),
-            0,
-        )
-        assert again.booster.model_to_string() == fitted.booster.model_to_string()
+        assert fitted_on(shown).booster.model_to_string() == fitted.booster.model_to_string()
     best = -(truth[half:] * np.log(truth[half:])).sum(axis=1).mean()
     base = -(truth[half:] * np.log(MIX)).sum(axis=1).mean()
     reached = [(base - loss) / (base - best) for loss in losses]
