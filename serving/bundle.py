@@ -2,14 +2,14 @@
 
 It holds, per target, the compiled trees that are served, LightGBM's own model text for people and audits, the two
 calibration numbers, and the features it was trained on; the same for the reasons of returns; the models of the
-time to the door; and the shop's settings. It refuses to load where it would not answer as it was evaluated: another
-protocol, a changed file, or features that compute something else in this version.
+time to the door; what levers do; and the shop's settings. It refuses to load where it would not answer as it was
+evaluated: another protocol, a changed file, or features that compute something else in this version.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,12 +24,13 @@ from features.matrix import FeatureSet, fingerprint, inputs
 from features.settings import Settings
 from features.vocabulary import TARGETS
 from serving.explain import logistic, points, usual_words
+from serving.levers import Lever
 from serving.reasons import ReasonModel
 from serving.trees import CompiledTrees
 from serving.windows import NAME as WINDOW
 from serving.windows import WindowModel
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raise when a bundle written before can no longer be read as it was meant."""
 
 KIND = "doorstep-bundle"
@@ -95,6 +96,7 @@ class Bundle:
         reasons: the model of P(reason | return), None where it could not be trained.
         meta: what the training said of it: dataset, as_of, holdout_from, why a target was not trained.
         window: the model of the time to the door, None where it could not be trained.
+        levers: what changing a raw column does to a target, at most one for each pair of them.
     """
 
     def __init__(
@@ -105,10 +107,11 @@ class Bundle:
         reasons: ReasonModel | None,
         meta: Mapping[str, Any],
         window: WindowModel | None = None,
+        levers: Sequence[Lever] = (),
     ):
         self.digest, self.name = digest, digest[:12]
         self.settings, self.targets, self.reasons, self.meta = settings, dict(targets), reasons, dict(meta)
-        self.window = window
+        self.window, self.levers = window, tuple(levers)
 
     @staticmethod
     def load(path: str | Path) -> Bundle:
@@ -148,7 +151,18 @@ class Bundle:
                 window = WindowModel.load(folder / "window", settings)
             except ValueError as error:
                 raise ArtefactError(f"{folder}: model of {WINDOW}: {error}. Train again with `{MAKE}`") from None
-        return Bundle(digest_of(folder), settings, targets, reasons, meta["training"], window)
+        levers = [Lever.from_json(x["lever"]) for x in meta["levers"]]
+        for lever, x in zip(levers, meta["levers"], strict=True):
+            try:
+                same = fingerprint(lever.features(settings), settings) == x["fingerprint"]
+            except ValueError:
+                same = False  # a feature this version has not
+            if not same:
+                raise ArtefactError(
+                    f"{folder}: what the effect of {lever.column} on {lever.target} depends on is computed in another "
+                    f"way in this version: train again with `{MAKE}`, or serve it with the version that made it"
+                )
+        return Bundle(digest_of(folder), settings, targets, reasons, meta["training"], window, levers)
 
     @staticmethod
     def save(
@@ -159,6 +173,7 @@ class Bundle:
         training: Mapping[str, Any],
         reasons: ReasonModel | None = None,
         window: WindowModel | None = None,
+        levers: Sequence[Lever] = (),
     ) -> Bundle:
         """Write a bundle, whole or not at all, and load it back.
 
@@ -170,6 +185,7 @@ class Bundle:
             training: plain data about the training, for people.
             reasons: the model of return reasons.
             window: the model of the time to the door.
+            levers: what changing a raw column does to a target.
         """
         to = Path(to)
         part = to.with_name(f".{to.name}.part")
@@ -195,7 +211,14 @@ class Bundle:
             (part / "models" / f"{name}.txt").write_text(text)
         if window is not None:
             window.save(part / "window", settings)
-        meta = {"settings": settings.to_json(), "targets": models, "window": window is not None}
+        meta = {
+            "settings": settings.to_json(),
+            "targets": models,
+            "window": window is not None,
+            "levers": [
+                {"lever": x.to_json(), "fingerprint": fingerprint(x.features(settings), settings)} for x in levers
+            ],
+        }
         seal(part, to, KIND, PROTOCOL, meta | {"training": dict(training)})
         return Bundle.load(to)
 
