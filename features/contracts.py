@@ -1,4 +1,4 @@
-"""The six tables a shop brings, as plain data: columns, keys, kinds, units, bounds and when each is known.
+"""The tables a shop brings, as plain data: columns, keys, kinds, units, bounds and when each is known.
 
 This module is the single source for what a table may hold. The reader (`features.dataset`), the checks
 (`training.check`), the HTTP schemas (`serving.service`) and the dataset guide are all derived from it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from features.vocabulary import EVENT_KINDS, LABEL_GRADES
+from features.vocabulary import ARMS, EVENT_KINDS, LABEL_GRADES
 
 KINDS: dict[str, str] = {
     "id": "text that names one thing; compared as it is",
@@ -232,6 +232,33 @@ TABLES: dict[str, Table] = {
             references=(Reference("line_id", "order_lines", "line_id"),),
             known_at=("known_at", "requested_at"),
         ),
+        Table(
+            "decisions",
+            "What was advised about a parcel and what was done, one row per decision, from the ledger. "
+            "It tells who was treated; no feature reads it.",
+            (
+                _id("decision_id", "the decision's key", required=True),
+                _id("parcel_id", "the parcel it was about", required=True),
+                _time("decided_at", "the moment of decision", required=True),
+                _code("action", "the action with the highest expected net benefit; empty if nothing was worth doing"),
+                _code(
+                    "arm",
+                    "act: it was advised; control: withheld by lot; none: nothing was worth doing",
+                    ARMS,
+                    required=True,
+                ),
+                _number("propensity", "the chance that the action was advised", "share", high=1),
+                _code("done", "the action really done, as reported; empty if none was or nobody said"),
+                _time("known_at", "when the shop learned what was done"),
+                _code("override_reason", "why something else was done than advised"),
+                _id("policy", "digest of the policy that decided"),
+                _id("bundle", "digest of the bundle whose risks it went by"),
+                _number("net_benefit", "expected net benefit of the action", "currency", low=None),
+            ),
+            key=("decision_id",),
+            references=(Reference("parcel_id", "parcels", "parcel_id"),),
+            known_at=("decided_at",),
+        ),
     )
 }
 
@@ -244,5 +271,6 @@ ORDERED_TIMES: tuple[tuple[str, str, str, str], ...] = (
     ("events", "happened_at", "events", "known_at"),
     ("returns", "requested_at", "returns", "known_at"),
     ("returns", "requested_at", "returns", "inspected_at"),
+    ("decisions", "decided_at", "decisions", "known_at"),
 )
 """(table, column) that may not be after (table, column) of the row it belongs to."""

@@ -91,11 +91,12 @@ _KINDS = {(t.name, c.name): c.kind for t in TABLES.values() for c in t.columns}
 
 
 class Rows:
-    """The join of the six tables as of each row's decision.
+    """The join of the tables as of each row's decision.
 
     Args:
         tables: arrays per table and column, see `columns`. Only orders, order_lines, parcels and listings are read:
-            what happened later (events, returns) cannot reach a feature except through the snapshot's history.
+            what happened later (events, returns) cannot reach a feature except through the snapshot's history, and what
+            was advised (decisions) not at all.
         snapshot: history and listings. Listings given in `tables` are used for products the snapshot does not know.
 
     Attributes:

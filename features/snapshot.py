@@ -224,7 +224,7 @@ def _codes(tables: Tables, settings: Settings) -> dict[str, tuple[str, ...]]:
     coded = [
         (t.name, c.name)
         for t in TABLES.values()
-        if t.name not in ("events", "returns")
+        if t.name not in ("events", "returns", "decisions")
         for c in t.columns
         if c.kind == "code"
     ]

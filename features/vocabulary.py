@@ -25,6 +25,9 @@ EVENT_KINDS: dict[str, str] = {
     "customer_notified": "the customer was told about the delivery",
 }
 
+ARMS: tuple[str, ...] = ("act", "control", "none")
+"""What became of a recommended action: advised, withheld by lot as an experiment's control, or there was none."""
+
 LABEL_GRADES: tuple[str, ...] = ("A", "B", "C", "D", "F")
 """Barcode print quality after ISO/IEC 15416 letter grades: A scans first time, F does not scan."""
 

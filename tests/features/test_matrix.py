@@ -105,6 +105,28 @@ def test_a_table_without_rows_is_like_one_that_is_not_there(empty: str) -> None:
         np.testing.assert_array_equal(values(Facts.of(none).rows, features), values(Facts.of(absent).rows, features))
 
 
+def test_no_feature_reads_what_was_advised_and_no_snapshot_holds_it() -> None:
+    dataset = shop(1, 60, extras=False)
+    parcels = dataset.tables["parcels"]
+    advised = pd.DataFrame(
+        {
+            "decision_id": parcels["parcel_id"],
+            "parcel_id": parcels["parcel_id"],
+            "decided_at": parcels["packed_at"],
+            "action": ["add_fill", "package:box"] * (len(parcels) // 2) + ["add_fill"] * (len(parcels) % 2),
+            "arm": "act",
+        }
+    )
+    end = parcels["packed_at"].max()
+    plain = Facts.of(dataset, end)
+    told = Facts.of(Dataset(dataset.settings, dataset.tables | {"decisions": advised}), end)
+
+    for unit in ("parcel", "line"):
+        features = everything(unit, dataset.settings)
+        np.testing.assert_array_equal(values(told.rows, features), values(plain.rows, features))
+    assert told.snapshot.codes == plain.snapshot.codes
+
+
 def test_no_rows_at_all_make_an_empty_matrix() -> None:
     snapshot = Snapshot.from_dataset(shop(1, 30))
     for unit in ("parcel", "line"):

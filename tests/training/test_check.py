@@ -75,6 +75,24 @@ def shop() -> dict[str, pd.DataFrame]:
     }
 
 
+def decisions() -> pd.DataFrame:
+    """Decisions about the shop's first three parcels, with nothing wrong."""
+    decided = shop()["parcels"]["packed_at"].iloc[:3]
+    return pd.DataFrame(
+        {
+            "decision_id": ["d0", "d1", "d2"],
+            "parcel_id": ["p0", "p1", "p2"],
+            "decided_at": decided,
+            "action": ["add_fill", "package:box", None],
+            "arm": ["act", "control", "none"],
+            "propensity": [0.9, 0.9, 1.0],
+            "done": ["add_fill", None, None],
+            "known_at": pd.to_datetime([decided[0] + pd.Timedelta(hours=1), None, None], utc=True),
+            "net_benefit": [1.2, 0.4, -0.1],
+        }
+    )
+
+
 @pytest.fixture
 def run(tmp_path):
     """Write the tables as CSV (so that anything can be written) and check them."""
@@ -288,6 +306,28 @@ def test_what_is_absent_is_reported_with_what_it_costs(run):
     assert ("returns", "reason") not in absent, "the whole table says it all"
     assert report.present["orders"] == ("order_id", "ordered_at", "order_value")
     assert "orders: promised_to: late cannot be trained" in report.render()
+
+
+def test_decisions_are_checked_like_any_table(run):
+    assert run(shop() | {"decisions": decisions()}).ok
+    bad = decisions()
+    bad.loc[0, "arm"], bad.loc[1, "propensity"], bad.loc[2, "decision_id"] = "treated", 1.5, "d1"
+    errors = {(f.table, f.column, f.what) for f in run(shop() | {"decisions": bad}).errors}
+    assert errors == {
+        ("decisions", "arm", "unknown code 'treated'"),
+        ("decisions", "propensity", "is above 1 share"),
+        ("decisions", "decision_id", "the key is there more than once"),
+    }
+
+
+def test_a_decision_about_a_parcel_of_another_day_is_a_warning_only(run):
+    tables = shop() | {"decisions": decisions()}
+    tables["decisions"]["parcel_id"] = ["p0", "p98", "p99"]
+    tables["decisions"].loc[0, "known_at"] -= pd.Timedelta(days=1)
+    report = run(tables)
+    assert report.ok
+    found = {(f.column, f.what, f.count) for f in report.findings if f.table == "decisions"}
+    assert found == {("parcel_id", "names no row of parcels", 2), ("known_at", "is before decisions.decided_at", 1)}
 
 
 def test_every_optional_table_and_column_has_a_cost():

@@ -33,7 +33,8 @@ FAULT = {
     "since": date(2025, 3, 1),
     "effect": 0.3,
 }
-FILES = {"dataset.toml", "truth", *(f"{name}.parquet" for name in TABLES)}
+DRAWN = {name: table for name, table in TABLES.items() if name != "decisions"}  # nobody has advised this shop
+FILES = {"dataset.toml", "truth", *(f"{name}.parquet" for name in DRAWN)}
 DAYS = pd.Timedelta(days=1)
 
 
@@ -90,15 +91,15 @@ def fragile(world, expected):
 
 class TestTables:
     def test_every_column_of_the_contract_is_there_and_filled(self, world):
-        assert set(world.tables) == set(TABLES)
-        for name, table in TABLES.items():
+        assert set(world.tables) == set(DRAWN)
+        for name, table in DRAWN.items():
             frame = world.tables[name]
             assert tuple(frame.columns) == table.names
             assert not [c for c in table.names if frame[c].isna().all()]
             assert not [c for c in table.required if frame[c].isna().any()]
 
     def test_keys_name_a_row_once_and_references_are_found(self, world):
-        for name, table in TABLES.items():
+        for name, table in DRAWN.items():
             frame = world.tables[name]
             if table.key:
                 assert not frame.duplicated(list(table.key)).any()
@@ -107,7 +108,7 @@ class TestTables:
         assert world.tables["order_lines"].sku.isin(world.tables["listings"].sku).all()
 
     def test_values_are_within_bounds_and_codes(self, world):
-        for name, table in TABLES.items():
+        for name, table in DRAWN.items():
             for column in table.columns:
                 values = world.tables[name][column.name].dropna()
                 if column.codes:
@@ -127,6 +128,8 @@ class TestTables:
             "returns": world.tables["returns"].line_id.map(order_of_line),
         }
         for table, before, other, after in ORDERED_TIMES:
+            if other not in DRAWN:
+                continue
             later = world.tables[other][after]
             earlier = world.tables[table][before] if table == other else keys[other].map(orders[before])
             assert not (earlier > later).any(), (table, before, other, after)

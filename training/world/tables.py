@@ -42,6 +42,9 @@ _BLOCKS_PER_GROUP = 20
 
 _PART = ".world-"
 
+DRAWN = tuple(name for name in TABLES if name != "decisions")
+"""The tables of a world: what a shop has before anybody advises it."""
+
 _TYPES: dict[str, pa.DataType] = {
     "id": pa.string(),
     "code": pa.string(),
@@ -79,7 +82,7 @@ def generate(
     if seed < 0:
         raise ValueError(f"seed is {seed}, must be 0 or more: give another number")
     folder = Path(out)
-    own = {TOML, TRUTH, *(f"{name}.parquet" for name in TABLES)}
+    own = {TOML, TRUTH, *(f"{name}.parquet" for name in DRAWN)}
     if folder.exists():
         if not folder.is_dir():
             raise FileExistsError(f"{folder} is a file, must be a folder: name another one")
@@ -99,7 +102,7 @@ def generate(
         # The settings come last: a folder without them is no dataset.
         (folder / TOML).unlink(missing_ok=True)
         shutil.rmtree(folder / TRUTH, ignore_errors=True)
-        for name in (TRUTH, *(f"{name}.parquet" for name in TABLES), TOML):
+        for name in (TRUTH, *(f"{name}.parquet" for name in DRAWN), TOML):
             os.replace(part / name, folder / name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -126,7 +129,7 @@ def _write(shop: Shop, folder: Path, parcels: int, progress: Progress | None) ->
     pq.write_table(_listings(shop), folder / "listings.parquet", compression="zstd")
     (folder / TRUTH).mkdir()
     write_words(folder / TRUTH, shop, parcels)
-    names = [name for name in TABLES if name != "listings"]
+    names = [name for name in DRAWN if name != "listings"]
     files = {name: folder / f"{name}.parquet" for name in names}
     files |= {f"{TRUTH}/{name}": folder / TRUTH / f"{name}.parquet" for name in ("parcels", "lines", "returns")}
     writers: dict[str, pq.ParquetWriter] = {}
