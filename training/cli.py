@@ -711,6 +711,55 @@ def models(voice: Voice, mlflow_uri: str | None, as_json: bool) -> None:
     voice.next("doorstep promote VERSION" if found else "doorstep train DATASET")
 
 
+@main.group()
+def policy() -> None:
+    """What failures and actions cost, and what is worth doing: a file the service reads."""
+
+
+@policy.command("init")
+@dataset_argument
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("policy.toml"), show_default=True, help="File to write."
+)
+@voiced
+def policy_init(voice: Voice, dataset: Path, out: Path) -> None:
+    """Draft a policy with what a dataset has: packages, carriers, corridors, pickups. Costs are guesses to replace."""
+    from training.policy import draft
+
+    if out.exists():
+        raise ValueError(f"{out} is there already: name another file with --out, or remove it")
+    text = draft(_open(dataset, voice))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    voice.next(f"replace the guesses in {out}, then doorstep policy check {out} --dataset {dataset}")
+
+
+@policy.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dataset", type=click.Path(path_type=Path), help="Say what of this dataset the policy does not know.")
+@json_option
+@voiced
+@click.pass_context
+def policy_check(ctx: click.Context, voice: Voice, file: Path, dataset: Path | None, as_json: bool) -> None:
+    """Say everything that is wrong with a policy. Status 1 if the dataset has something it does not know."""
+    from serving.policy import Policy
+    from training.policy import lacking
+
+    found = Policy.load(file)
+    open_ends = [] if dataset is None else lacking(found, _open(dataset, voice))
+    voice.close()
+    if as_json:
+        _dump({"policy": found.digest, "lacking": open_ends})
+    else:
+        parts = (
+            f"{len(found.packages)} packages, {len(found.carriers)} services of carriers, {len(found.actions)} actions"
+        )
+        click.echo(f"{file} can be used: policy {found.digest}, {parts}, {len(found.specification)} packing rules")
+        for line in open_ends:
+            click.echo(f"  {line}")
+    ctx.exit(1 if open_ends else 0)
+
+
 @main.command()
 @bundle_option
 @click.option(

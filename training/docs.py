@@ -87,6 +87,34 @@ def settings(_: str = "") -> str:
     return _table(("key", "what it holds"), [(f"`{name}`", words) for name, words in KEYS.items()])
 
 
+def policy_keys(section: str) -> str:
+    """The keys of a section of `policy.toml`; `top` is what stands above the sections."""
+    from serving.policy import SECTIONS
+
+    name = next(s for s in SECTIONS if re.sub(r"[^a-z]+", "-", s).strip("-") == ("" if section == "top" else section))
+    rows = []
+    for key, k in SECTIONS[name].items():
+        absent = "it is required" if k.required else "" if k.default in (None, ()) else f"`{json.dumps(k.default)}`"
+        only = f" (only `{'`, `'.join(k.only)}`)" if k.only else ""
+        rows.append((f"`{key}`{'*' if k.required else ''}", k.help + only, k.allowed, absent))
+    return _table(("key", "what it is", "what it may hold", "if it is absent"), rows)
+
+
+def policy_actions(_: str = "") -> str:
+    """What can be done about a parcel, and the column it changes."""
+    from serving.policy import ACTIONS, COLUMNS
+
+    rows = [(f"`{a}`", words, f"`{COLUMNS[a]}`" if a in COLUMNS else "") for a, words in ACTIONS.items()]
+    return _table(("action", "what is done", "column of `parcels` it changes"), rows)
+
+
+def policy_fields(_: str = "") -> str:
+    """What a rule of the packing specification may read."""
+    from serving.policy import FIELDS
+
+    return _table(("field", "what it is"), [(f"`{name}`", words) for name, words in FIELDS.items()])
+
+
 def absent_tables(_: str = "") -> str:
     """What an absent table costs."""
     from training.check import COST_OF_ABSENCE
@@ -367,6 +395,9 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "kinds": kinds,
     "events": events,
     "settings": settings,
+    "policy": policy_keys,
+    "policy-actions": policy_actions,
+    "policy-fields": policy_fields,
     "absent-tables": absent_tables,
     "order-of-times": order_of_times,
     "targets": targets,

@@ -1,0 +1,807 @@
+"""`policy.toml`: what failures cost, what can be done about a parcel at what price, and the shop's rules of packing.
+
+A policy is data: the service reads it and takes up a new one while it runs, and `doorstep policy check` reads it the
+same way. A mistake never hides another: everything that is wrong is raised as one `PolicyError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from features.contracts import TABLES
+from features.settings import Problem, suggestion
+from features.vocabulary import LABEL_GRADES, TARGETS, TEAMS
+
+NAME = "policy.toml"
+
+ACTIONS: dict[str, str] = {
+    "package": "pack it in another package; the keys are `package:<package_type>`",
+    "carrier": "give it to another carrier or service; the keys are `carrier:<carrier>/<service>`",
+    "add_fill": "fill the empty space",
+    "fix_label": "print the label again",
+    "complete_documents": "attach the missing documents",
+    "confirm_address": "have the customer confirm the address",
+    "notify_customer": "tell the customer when it comes",
+    "pickup_point": "offer a pickup point",
+    "hold_next_pickup": "hold it for the next pickup",
+}
+"""Everything that can be done about a parcel."""
+
+COLUMNS: dict[str, str] = {
+    "package": "protection_level",
+    "add_fill": "void_fill_ratio",
+    "fix_label": "label_grade",
+    "complete_documents": "documents_complete",
+    "confirm_address": "address_quality",
+}
+"""Actions that change a column of `parcels`, and which."""
+
+ANY = "*"
+"""Stands for a service where the shop has none, and for every country in `destinations`."""
+
+SOURCES = ("assumed", "experiment")
+
+FIELDS: dict[str, str] = {
+    "fragility": "of the most fragile product in the parcel, 0 to 4",
+    "value": "of the goods in the parcel",
+    "abroad": "the destination's country is none of `home_countries`",
+    **{
+        c.name: c.help
+        for table in ("parcels", "orders")
+        for c in TABLES[table].columns
+        if c.kind in ("number", "flag", "code")
+    },
+}
+"""What a rule of `[[specification]]` may read of a parcel: three quantities made from it, and columns as given."""
+
+_FLAGS = {"abroad", *(c.name for t in ("parcels", "orders") for c in TABLES[t].columns if c.kind == "flag")}
+_CODES = {c.name for t in ("parcels", "orders") for c in TABLES[t].columns if c.kind == "code"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a policy.
+
+    Attributes:
+        kind: `number`, `whole`, `text`, `texts`, `flag`, `clocks` or `conditions`.
+        help: what it means.
+        unit: unit of measure; `currency` stands for the policy's.
+        low, high: inclusive bounds.
+        required: there is no policy without it.
+        default: what holds if it is absent, None: nothing.
+        only: the actions that may have it; empty: all.
+    """
+
+    kind: str
+    help: str
+    unit: str = ""
+    low: float = 0.0
+    high: float = math.inf
+    required: bool = False
+    default: Any = None
+    only: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> str:
+        """What it may hold, in words."""
+        of = f" in {self.unit}" if self.unit else ""
+        above = (
+            f"from {self.low:,.15g} to {self.high:,.15g}" if self.high < math.inf else f"of {self.low:,.15g} or more"
+        )
+        return {
+            "number": f"a number{of}, {above}",
+            "whole": f"a whole number{of}, {above}",
+            "text": "text in quotes",
+            "texts": 'a list of texts, such as ["DE", "AT"]',
+            "flag": "true or false",
+            "clocks": 'a table of node = "HH:MM" on the shop\'s clock',
+            "conditions": 'a list of conditions, such as [{ field = "fragility", at_least = 3 }]; each has a field and '
+            f"one of {', '.join(OPERATORS)}",
+        }[self.kind]
+
+
+OPERATORS: dict[str, str] = {
+    "at_least": "number",
+    "at_most": "number",
+    "is": "number, text or flag",
+    "one_of": "list of texts",
+}
+"""How a rule compares. Label grades are compared as grades: `at_least = "B"` is met by A and B."""
+
+_PRICE = "currency"
+
+SECTIONS: dict[str, dict[str, Key]] = {
+    "": {
+        "name": Key("text", "what the policy is called", default="policy"),
+        "currency": Key("text", "the one currency of all amounts, as in dataset.toml", required=True),
+        "salt": Key(
+            "text",
+            "decides with the parcel's id who is in the control arm; another salt draws anew",
+            default="doorstep",
+        ),
+        "home_countries": Key(
+            "texts", "destination countries that are not abroad; empty: nothing is abroad", default=()
+        ),
+        "least_benefit": Key(
+            "number", "nothing is recommended for less expected net benefit than this", _PRICE, default=0.0
+        ),
+        "business_factor": Key("number", "what failures cost with a business customer, as a multiple", default=1.0),
+    },
+    "weights": {
+        "cost": Key("number", "of the cost of an action in its net benefit", default=1.0),
+        "speed": Key("number", "of what it saves by fewer late parcels", default=1.0),
+        "reliability": Key("number", "of what it saves of all other failures", default=1.0),
+        "co2e": Key(
+            "number", "price of a kilogram of CO2e that an action adds or saves", "currency per kg", default=0.0
+        ),
+    },
+    "failures.<target>": {
+        "cost": Key(
+            "number",
+            "of one event (of one line for `returned`), whatever the goods are worth: second attempt, reverse leg, "
+            "handling, goodwill",
+            _PRICE,
+            required=True,
+        ),
+        "share_of_value": Key(
+            "number",
+            "what it costs besides, as a share of the value of the goods (of the line for `returned`): replacement, "
+            "write-off; above 1 where replacing costs more than the price",
+            "share",
+            high=3.0,
+            required=True,
+        ),
+    },
+    "tiers": {
+        "name": Key("text", "what answers call the tier", required=True),
+        "from": Key("number", "parcels worth so much or more, up to the next tier", _PRICE, required=True),
+        "factor": Key("number", "what failures cost here, as a multiple", default=1.0),
+        "least_protection": Key("number", "no weaker package is allowed here", "level", high=10.0),
+        "handling": Key("text", "what the packer does with such a parcel", default=""),
+    },
+    "packages.<package_type>": {
+        "material_cost": Key("number", "of one package with its closure, without filling", _PRICE, required=True),
+        "protection_level": Key("number", "as in the column of `parcels`", "level", high=10.0, required=True),
+        "co2e_g": Key("number", "CO2e of making and disposing of it", "g", default=0.0),
+        "weight_g": Key("number", "what it weighs empty", "g"),
+        "volume_factor": Key(
+            "number",
+            "for a package of many sizes: its outer volume by the volume of the goods, as is usual; another package's "
+            "sides are the parcel's own, scaled by the cube root of the two factors",
+            "times",
+            low=1.0,
+            high=100.0,
+        ),
+        "length_mm": Key("number", "for a package of one size: its longest outer side", "mm", low=1.0, high=30_000.0),
+        "width_mm": Key("number", "its middle outer side", "mm", low=1.0, high=30_000.0),
+        "height_mm": Key("number", "its shortest outer side", "mm", low=1.0, high=30_000.0),
+        "max_weight_g": Key("number", "it holds a parcel of at most this weight", "g", low=1.0),
+    },
+    "carriers.<carrier>.<service>": {
+        "base_price": Key("number", "of a parcel", _PRICE, required=True),
+        "price_per_kg": Key("number", "of a kilogram of billable weight", "currency per kg", required=True),
+        "dimensional_divisor": Key(
+            "number",
+            "cubic centimetres that are billed as a kilogram; billable is the larger of weight and dimensional weight",
+            "cm³ per kg",
+            low=500.0,
+            high=20_000.0,
+            required=True,
+        ),
+        "destinations": Key(
+            "texts", 'where it may be used: "DE" a whole country, "AT/Tirol" a region, "*" everywhere', required=True
+        ),
+        "co2e_g_per_kg_km": Key(
+            "number", "CO2e of carriage, by parcel weight and distance", "g per kg and km", high=10.0
+        ),
+        "pickups": Key("clocks", "when it collects from each node, if another cut-off comes with the carrier"),
+        "max_weight_g": Key("number", "it takes a parcel of at most this weight", "g", low=1.0),
+        "max_length_mm": Key("number", "it takes a parcel of at most this longest side", "mm", low=1.0),
+    },
+    "actions.<action>": {
+        "cost": Key("number", "of doing it once, besides material and freight", _PRICE, required=True),
+        "owner": Key("text", f"the team that does it: {', '.join(TEAMS)}", required=True),
+        "capacity_per_day": Key(
+            "whole", "how often it can be done in a day; absent: as often as it is worth it", "times"
+        ),
+        "least_benefit": Key(
+            "number",
+            "not recommended for less than this; keeps the capacity, `doorstep policy diff` says which is enough; "
+            "absent: that of the whole policy",
+            _PRICE,
+        ),
+        "randomize": Key(
+            "number",
+            "share of the parcels it is worth it for that do not get it, to measure what it does",
+            "share",
+            high=0.9,
+            default=0.0,
+        ),
+        "to": Key("number", "share of empty space that is filled after it", "share", high=1.0, only=("add_fill",)),
+        "to_quality": Key("number", "address quality after it", "", high=1.0, only=("confirm_address",)),
+        "change_service": Key(
+            "flag", "another service is offered too, not only the same one of others", default=False, only=("carrier",)
+        ),
+    },
+    "actions.<action>.effects.<target>": {
+        "odds_ratio": Key(
+            "number", "odds of the failure after the action by those before", "", low=0.01, high=100.0, required=True
+        ),
+        "source": Key("text", "`assumed`, or `experiment` where a randomized share has measured it", required=True),
+        "low": Key("number", "lower end of the 95 % interval; with `experiment`", "", high=100.0),
+        "high": Key("number", "upper end of the 95 % interval; with `experiment`", "", high=10_000.0),
+    },
+    "specification": {
+        "rule": Key("text", "the rule in a person's words", required=True),
+        "when": Key("conditions", "it holds where all of these do; absent: always", default=()),
+        "require": Key("conditions", "all of these must be met", required=True),
+    },
+    "handoff": {
+        "columns": Key("texts", "what must be known when the parcel is handed over, as `table.column`", default=()),
+        "least_address_quality": Key("number", "an address below this counts as incomplete", "", high=1.0, default=0.0),
+    },
+    "exceptions.<target>": {
+        "at_least": Key("number", "the protocol is called for from this risk on", "share", high=1.0, required=True),
+        "owner": Key("text", f"the team that carries it out: {', '.join(TEAMS)}", required=True),
+        "steps": Key("texts", "what to do, in order", required=True),
+    },
+}
+"""Every section and key of a policy. `tiers` and `specification` are lists, written `[[tiers]]`."""
+
+
+class PolicyError(ValueError):
+    """A policy cannot be used. Lists everything that is wrong, not the first thing only.
+
+    Attributes:
+        problems: all of them, in the order of the sections.
+    """
+
+    def __init__(self, problems: Iterable[Problem], where: object = "") -> None:
+        self.problems: list[Problem] = list(problems)
+        self.where = str(where)
+        n = len(self.problems)
+        head = f"{self.where or 'the policy'} cannot be used: {n} problem{'s' if n != 1 else ''}"
+        super().__init__("\n".join([head, *(f"  {p}" for p in self.problems)]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.problems, self.where))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What counts how much in a net benefit, see `SECTIONS`."""
+
+    cost: float = 1.0
+    speed: float = 1.0
+    reliability: float = 1.0
+    co2e: float = 0.0
+
+    def of(self, target: str) -> float:
+        """Of what is saved of a target."""
+        return self.speed if target == "late" else self.reliability
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What one failure costs: `cost + share_of_value * value`."""
+
+    cost: float
+    share_of_value: float
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A class of parcels by value, see `SECTIONS`."""
+
+    name: str
+    from_value: float
+    factor: float
+    least_protection: float | None
+    handling: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package of the shop, see `SECTIONS`. `sides_mm` is None where it comes in many sizes."""
+
+    name: str
+    material_cost: float
+    protection_level: float
+    co2e_g: float
+    weight_g: float | None
+    volume_factor: float | None
+    sides_mm: tuple[float, float, float] | None
+    max_weight_g: float | None
+
+
+@dataclass(frozen=True)
+class Tariff:
+    """One service of a carrier, see `SECTIONS`. `pickups` are minutes after midnight by node."""
+
+    carrier: str
+    service: str
+    base_price: float
+    price_per_kg: float
+    dimensional_divisor: float
+    destinations: frozenset[str]
+    co2e_g_per_kg_km: float | None
+    pickups: Mapping[str, int]
+    max_weight_g: float | None
+    max_length_mm: float | None
+
+    @property
+    def key(self) -> str:
+        """The action's key."""
+        return f"carrier:{self.carrier}/{self.service}"
+
+    def serves(self, country: str | None, region: str | None) -> bool:
+        """Whether it may be used for a destination."""
+        return not self.destinations.isdisjoint((ANY, country, f"{country}/{region}", f"{ANY}/{region}"))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an action does to the odds of a failure, stated and not estimated: the interval is an experiment's."""
+
+    odds_ratio: float
+    source: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing that can be done, see `SECTIONS`. `to` is the value its column of `parcels` has after it."""
+
+    name: str
+    cost: float
+    owner: str
+    capacity_per_day: int | None
+    least_benefit: float
+    randomize: float
+    to: float | None
+    change_service: bool
+    effects: Mapping[str, Effect]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One comparison of a rule."""
+
+    field: str
+    operator: str
+    value: Any
+
+    def met(self, given: Any) -> bool | None:
+        """Whether a value meets it; None where the value is not known."""
+        if given is None or given != given:
+            return None
+        if self.operator == "one_of":
+            return given in self.value
+        if self.operator == "is":
+            return bool(given == self.value)
+        ours, theirs = given, self.value
+        if self.field == "label_grade":
+            if given not in LABEL_GRADES:
+                return None
+            ours, theirs = -LABEL_GRADES.index(given), -LABEL_GRADES.index(self.value)
+        return bool(ours >= theirs) if self.operator == "at_least" else bool(ours <= theirs)
+
+    def __str__(self) -> str:
+        of = f"{self.operator.replace('_', ' ')} " if self.operator != "is" else "is "
+        value = ", ".join(self.value) if isinstance(self.value, tuple) else self.value
+        return f"{self.field} {of}{json.dumps(value) if isinstance(value, bool) else value}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of the packing specification."""
+
+    rule: str
+    when: tuple[Condition, ...]
+    require: tuple[Condition, ...]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What the shop does where a failure is likely."""
+
+    target: str
+    at_least: float
+    owner: str
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A shop's policy, see `SECTIONS` for what each part means.
+
+    Attributes:
+        tiers: by value, lowest first; may be empty.
+        packages: by name, weakest first.
+        carriers: by carrier and service.
+        actions: by name; a full key such as `package:foam_box` has what differs from its kind.
+        document: what the file said.
+    """
+
+    name: str
+    currency: str
+    salt: str
+    home_countries: tuple[str, ...]
+    least_benefit: float
+    business_factor: float
+    weights: Weights
+    failures: Mapping[str, Failure]
+    tiers: tuple[Tier, ...]
+    packages: Mapping[str, Package]
+    carriers: Mapping[tuple[str, str], Tariff]
+    actions: Mapping[str, Action]
+    specification: tuple[Rule, ...]
+    handoff: tuple[str, ...]
+    least_address_quality: float
+    exceptions: Mapping[str, Protocol]
+    document: Mapping[str, Any]
+
+    @staticmethod
+    def load(path: str | Path) -> Policy:
+        """Read a policy file.
+
+        Raises:
+            PolicyError: with everything that is wrong in it; or that there is no such file.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise PolicyError(
+                [Problem(NAME, "", f"cannot be read: {why}", todo="make one with `doorstep policy init DATASET`")], path
+            ) from None
+        return Policy.parse(text, path)
+
+    @staticmethod
+    def parse(text: str, where: object = "") -> Policy:
+        """Read the text of a policy file.
+
+        Raises:
+            PolicyError: with everything that is wrong in it.
+        """
+        try:
+            document = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise PolicyError([Problem(NAME, "", f"is no TOML: {error}")], where) from None
+        reader = _Reader(document)
+        policy = reader.policy()
+        if reader.problems:
+            raise PolicyError(reader.problems, where)
+        return policy
+
+    @cached_property
+    def digest(self) -> str:
+        """First twelve hexadecimal digits of the SHA-256 of what it says; comments and layout do not count."""
+        canonical = json.dumps(self.document, sort_keys=True, ensure_ascii=False, default=str)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def action(self, key: str) -> Action | None:
+        """What holds for an action, by its full key; None if the policy does not have it."""
+        return self.actions.get(key) or self.actions.get(key.partition(":")[0])
+
+    def tier(self, value: float) -> Tier | None:
+        """The tier of a parcel worth so much; None below the lowest, or where the value is not known."""
+        found = [t for t in self.tiers if t.from_value <= value]
+        return found[-1] if found else None
+
+
+class _Reader:
+    """Turns a document into a policy, collecting every problem; where something is wrong, anything stands for it."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.document = document
+        self.problems: list[Problem] = []
+        self.currency = document.get("currency") if isinstance(document.get("currency"), str) else "currency"
+
+    def wrong(self, place: str, what: str, allowed: str = "", todo: str = "") -> None:
+        allowed = allowed.replace("in currency", f"in {self.currency}")
+        self.problems.append(Problem(NAME, place, what, allowed=allowed, todo=todo))
+
+    def policy(self) -> Policy:
+        d = self.document
+        tops = dict.fromkeys(s.partition(".")[0] for s in SECTIONS if s)
+        top = self.section("", {k: v for k, v in d.items() if k not in tops}, "", known=(*SECTIONS[""], *tops))
+        weights = self.section("weights", d.get("weights", {}), "weights")
+        failures = {}
+        given = self.table("failures", d.get("failures"))
+        for target, section in self.named(given, "failures", TARGETS, "target"):
+            s = self.section("failures.<target>", section, f"failures.{target}")
+            failures[target] = Failure(s["cost"], s["share_of_value"])
+        for target in TARGETS:
+            if target not in given:
+                self.wrong(
+                    f"failures.{target}",
+                    "is missing: what does it cost?",
+                    todo=f"add [failures.{target}] with cost and share_of_value; 0 if it costs nothing",
+                )
+        packages = {name: self.package(name, s) for name, s in self.table("packages", d.get("packages", {})).items()}
+        carriers = self.carriers()
+        actions = self.actions(top["least_benefit"], packages, carriers)
+        handoff = self.section("handoff", d.get("handoff", {}), "handoff")
+        columns = {f"{t.name}.{c}" for t in TABLES.values() if t.name not in ("events", "returns") for c in t.names}
+        for column in handoff["columns"]:
+            if column not in columns:
+                self.wrong("handoff.columns", f"there is no column {column!r}", todo=suggestion(column, columns))
+        exceptions = {}
+        for target, section in self.named(
+            self.table("exceptions", d.get("exceptions", {})), "exceptions", TARGETS, "target"
+        ):
+            s = self.section("exceptions.<target>", section, f"exceptions.{target}")
+            self.team(f"exceptions.{target}", s["owner"])
+            exceptions[target] = Protocol(target, s["at_least"], s["owner"], s["steps"])
+        return Policy(
+            **{k: top[k] for k in SECTIONS[""]},
+            weights=Weights(**weights),
+            failures=failures,
+            tiers=self.tiers(),
+            packages=dict(sorted(packages.items(), key=lambda p: (p[1].protection_level, p[1].material_cost))),
+            carriers=carriers,
+            actions=actions,
+            specification=self.specification(),
+            handoff=handoff["columns"],
+            least_address_quality=handoff["least_address_quality"],
+            exceptions=exceptions,
+            document=d,
+        )
+
+    def tiers(self) -> tuple[Tier, ...]:
+        found = []
+        for i, section in enumerate(self.listed("tiers"), 1):
+            s = self.section("tiers", section, f"tiers {i}")
+            found.append(Tier(s["name"], s["from"], s["factor"], s["least_protection"], s["handling"]))
+        for column in ("name", "from_value"):
+            values = [getattr(t, column) for t in found]
+            for twice in sorted({v for v in values if values.count(v) > 1}):
+                self.wrong("tiers", f"{twice!r} is there twice", "each tier with a name and a `from` of its own")
+        return tuple(sorted(found, key=lambda t: t.from_value))
+
+    def package(self, name: str, section: Any) -> Package:
+        place = f"packages.{name}"
+        s = self.section("packages.<package_type>", section, place)
+        sides = [s.pop(side) for side in ("length_mm", "width_mm", "height_mm")]
+        known = [x for x in sides if x is not None]
+        if known and len(known) < 3:
+            self.wrong(place, "has some of its sides", "all of length_mm, width_mm and height_mm, or none")
+        if known and s["volume_factor"] is not None:
+            self.wrong(
+                place, "has sides and a volume_factor", "sides for one size, volume_factor for many", "remove one"
+            )
+        longest, middle, shortest = sorted(known, reverse=True) if len(known) == 3 else (0.0, 0.0, 0.0)
+        return Package(name, sides_mm=(longest, middle, shortest) if len(known) == 3 else None, **s)
+
+    def carriers(self) -> dict[tuple[str, str], Tariff]:
+        found = {}
+        for carrier, services in self.table("carriers", self.document.get("carriers", {})).items():
+            for service, section in self.table(f"carriers.{carrier}", services).items():
+                place = f"carriers.{carrier}.{service}"
+                if not isinstance(section, Mapping) and service in SECTIONS["carriers.<carrier>.<service>"]:
+                    self.wrong(
+                        place,
+                        "a tariff belongs to a service of the carrier",
+                        todo=f'write [carriers.{carrier}.SERVICE], or [carriers.{carrier}."*"] if there are none',
+                    )
+                    continue
+                s = self.section("carriers.<carrier>.<service>", section, place)
+                for node, clock in s["pickups"].items():
+                    parts = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)", clock) if isinstance(clock, str) else None
+                    if parts is None:
+                        self.wrong(f"{place}.pickups", f"{node} = {clock!r}", 'a time of day, such as "17:30"')
+                    s["pickups"] = s["pickups"] | {node: 60 * int(parts[1]) + int(parts[2]) if parts else 0}
+                s["destinations"] = frozenset(s["destinations"])
+                found[carrier, service] = Tariff(carrier, service, **s)
+        return found
+
+    def actions(
+        self, least: float, packages: Mapping[str, Package], carriers: Mapping[tuple[str, str], Tariff]
+    ) -> dict[str, Action]:
+        given = self.table("actions", self.document.get("actions", {}))
+        allowed = {*ACTIONS, *(f"package:{p}" for p in packages), *(f"carrier:{c}/{s}" for c, s in carriers)}
+        found: dict[str, Action] = {}
+        for name, section in self.named(given, "actions", allowed, "action"):
+            place, kind = f"actions.{name}", name.partition(":")[0]
+            usual = given.get(kind) if name != kind else None
+            told, taken = len(self.problems), list[str]()
+            if isinstance(usual, Mapping) and isinstance(section, Mapping):
+                ours, theirs = (self.table(place, s.get("effects", {})) for s in (section, usual))
+                taken = [f"{place}.{k}" for k in usual if k not in section]
+                taken += [f"{place}.effects.{k}" for k in theirs if k not in ours]
+                section = {**usual, **section, "effects": {**theirs, **ours}}
+            plain = {k: v for k, v in section.items() if k != "effects"} if isinstance(section, Mapping) else section
+            known = [k for k, key in SECTIONS["actions.<action>"].items() if not key.only or kind in key.only]
+            s = self.section("actions.<action>", plain, place, known=(*known, "effects"))
+            self.team(place, s["owner"])
+            to = s["to"] if kind == "add_fill" else s["to_quality"]
+            for column in ("to", "to_quality"):
+                if to is None and kind in SECTIONS["actions.<action>"][column].only:
+                    self.wrong(f"{place}.{column}", "is missing", SECTIONS["actions.<action>"][column].allowed)
+            to = {"fix_label": 0.0, "complete_documents": 1.0}.get(kind, to)
+            effects = {}
+            stated = self.table(f"{place}.effects", section.get("effects", {}) if isinstance(section, Mapping) else {})
+            for target, effect in self.named(stated, f"{place}.effects", TARGETS, "target"):
+                effects[target] = self.effect(f"{place}.effects.{target}", effect)
+            # What is wrong with a kind is said of the kind, and not again of each key that takes it from there.
+            mine = [
+                p for p in self.problems[told:] if not any(p.column == t or p.column.startswith(f"{t}.") for t in taken)
+            ]
+            self.problems[told:] = mine
+            found[name] = Action(
+                name=name,
+                cost=s["cost"],
+                owner=s["owner"],
+                capacity_per_day=s["capacity_per_day"],
+                least_benefit=least if s["least_benefit"] is None else s["least_benefit"],
+                randomize=s["randomize"],
+                to=to,
+                change_service=s["change_service"],
+                effects=effects,
+            )
+        return found
+
+    def effect(self, place: str, section: Any) -> Effect:
+        s = self.section("actions.<action>.effects.<target>", section, place)
+        if s["source"] not in (*SOURCES, ""):
+            self.wrong(
+                f"{place}.source", f"given {s['source']!r}", " or ".join(SOURCES), suggestion(s["source"], SOURCES)
+            )
+        low, high = s["low"], s["high"]
+        if s["source"] == "experiment" and (low is None or high is None):
+            self.wrong(
+                place, "is said to be measured and has no interval", "low and high, as `doorstep effect` says them"
+            )
+        elif s["source"] == "assumed" and (low is not None or high is not None):
+            self.wrong(place, "is assumed and has an interval", 'no low and high, or source = "experiment"')
+        elif low is not None and high is not None and not low <= s["odds_ratio"] <= high:
+            self.wrong(
+                place, f"{s['odds_ratio']:g} is not in its interval, {low:g} to {high:g}", "low <= odds_ratio <= high"
+            )
+        return Effect(s["odds_ratio"], s["source"], low, high)
+
+    def specification(self) -> tuple[Rule, ...]:
+        found = []
+        for i, section in enumerate(self.listed("specification"), 1):
+            s = self.section("specification", section, f"specification {i}")
+            when, require = (
+                tuple(self.conditions(f"specification {i}.{part}", s[part])) for part in ("when", "require")
+            )
+            found.append(Rule(s["rule"], when, require))
+        return tuple(found)
+
+    def conditions(self, place: str, given: Iterable[Any]) -> Iterator[Condition]:
+        for c in given:
+            operators = [k for k in c if k != "field"] if isinstance(c, Mapping) else []
+            if not isinstance(c, Mapping) or "field" not in c or len(operators) != 1 or operators[0] not in OPERATORS:
+                self.wrong(place, f"given {dict(c) if isinstance(c, Mapping) else c!r}", Key("conditions", "").allowed)
+                continue
+            field, operator, value = c["field"], operators[0], c[operators[0]]
+            if field not in FIELDS:
+                todo = suggestion(str(field), FIELDS)
+                self.wrong(place, f"there is no field {field!r}", ", ".join(FIELDS), todo)
+                continue
+            flag, code = field in _FLAGS, field in _CODES
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if field == "label_grade" and operator != "one_of":
+                good, wanted = value in LABEL_GRADES, f"one of {', '.join(LABEL_GRADES)}"
+            elif operator == "one_of":
+                good, wanted = code and _texts(value), "a list of texts, for a field of codes"
+            elif flag:
+                good, wanted = operator == "is" and isinstance(value, bool), "is = true or is = false"
+            elif code:
+                good, wanted = operator == "is" and isinstance(value, str), 'is = "text", or one_of = ["text", ...]'
+            else:
+                good, wanted = number, "a number"
+            if not good:
+                self.wrong(place, f"{field} {operator} = {value!r}", wanted)
+                continue
+            yield Condition(field, operator, tuple(value) if isinstance(value, list) else value)
+
+    # The pieces all sections are read by.
+
+    def team(self, place: str, owner: str) -> None:
+        if owner and owner not in TEAMS:
+            self.wrong(f"{place}.owner", f"{owner!r} is no team", ", ".join(TEAMS), suggestion(owner, TEAMS))
+
+    def table(self, place: str, given: Any) -> Mapping[str, Any]:
+        if isinstance(given, Mapping):
+            return given
+        if given is not None:
+            self.wrong(place, f"given {given!r}", "a section with keys")
+        return {}
+
+    def listed(self, name: str) -> list[Any]:
+        given = self.document.get(name, [])
+        if isinstance(given, list):
+            return given
+        self.wrong(name, "is one section", "a list of them", f"write it with double brackets: [[{name}]]")
+        return []
+
+    def named(
+        self, given: Mapping[str, Any], place: str, allowed: Iterable[str], what: str
+    ) -> Iterator[tuple[str, Any]]:
+        allowed = list(allowed)
+        for name, section in given.items():
+            if name in allowed:
+                yield name, section
+            else:
+                self.wrong(f"{place}.{name}", f"is no {what}", ", ".join(allowed), suggestion(name, allowed))
+
+    def section(self, schema: str, given: Any, place: str, known: Iterable[str] = ()) -> dict[str, Any]:
+        """Every key of a section with its value or default; what is wrong is noted and stands as the least value."""
+        keys = SECTIONS[schema]
+        known = tuple(known) or tuple(keys)
+        if not isinstance(given, Mapping):
+            self.wrong(place, f"given {given!r}", f"a section with {', '.join(known)}")
+            return {name: _stand_in(key) for name, key in keys.items()}
+        dot = f"{place}." if place else ""
+        for name in given:
+            if name not in known:
+                self.wrong(f"{dot}{name}", "unknown key", ", ".join(known), _unit_hint(name, known))
+        out = {}
+        for name, key in keys.items():
+            if name not in given or name not in known:
+                if key.required:
+                    self.wrong(f"{dot}{name}", "is missing", key.allowed)
+                out[name] = _stand_in(key)
+            else:
+                out[name] = self.value(f"{dot}{name}", key, given[name])
+        return out
+
+    def value(self, place: str, key: Key, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        good = {
+            "number": number,
+            "whole": isinstance(value, int) and number,
+            "text": isinstance(value, str) and bool(value.strip()),
+            "texts": _texts(value) and (bool(value) or not key.required),
+            "flag": isinstance(value, bool),
+            "clocks": isinstance(value, Mapping),
+            "conditions": isinstance(value, list) and (bool(value) or not key.required),
+        }[key.kind]
+        todo = ""
+        if good and number and not key.low <= value <= key.high:
+            good = False
+            if key.unit == "share" and 1 < value <= 100:
+                todo = f"a share is not a percentage: write {value / 100:g} for {value:g} %"
+        elif not good and key.kind in ("number", "whole") and isinstance(value, str):
+            todo = f"write the number alone; its unit is {key.unit.replace('currency', self.currency or '') or 'none'}"
+        if not good:
+            self.wrong(place, f"given {value!r}", key.allowed, todo)
+            return _stand_in(key)
+        if key.kind == "texts":
+            return tuple(value)
+        return float(value) if key.kind == "number" else value
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) and v.strip() for v in value)
+
+
+def _stand_in(key: Key) -> Any:
+    """What a key is when it is absent, or wrong."""
+    if key.default is not None or not key.required:
+        return {} if key.kind == "clocks" and key.default is None else key.default
+    return {"number": max(key.low, 0.0), "text": "", "texts": (), "conditions": ()}[key.kind]
+
+
+def _unit_hint(name: str, known: Iterable[str]) -> str:
+    """A key that is right but for its unit: length_cm for length_mm."""
+    stem = name.rpartition("_")[0]
+    near = [k for k in known if stem and k.rpartition("_")[0] == stem]
+    if near:
+        return f"its unit is that of its name: {near[0]}"
+    return suggestion(name, known) or "remove it"
