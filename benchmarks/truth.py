@@ -12,7 +12,8 @@ found in the shop `null`, where there is nothing.
     reach       share of the oracle's lift over the base rate that the model reaches, in AUC and in log loss
     calibration mean predicted less mean true probability: over deciles (root mean square), and in rare slices
     teams       the explanation's team shares against the oracle's: rank correlation, how often the top team is right
-    packages    predicted against true change of damage when only the package changes, with and without monotone signs
+    packages    predicted against true change of damage when only the package changes: by the trees, with and without
+                monotone signs, by crude rates, and by the adjusted lever that is served
     reasons     log loss of the reasons of returns, fitted through inspections and as stated; the mix of true reasons
     maturity    error of the latest four weeks' rate, counted so far, and counted from mature cohorts only
 """
@@ -320,6 +321,7 @@ def packages(run: Run, free: Bundle, seed: int) -> Iterator[Found]:
             each.append(model.probability(values(rows, model.features))[place])
         predicted = np.column_stack(each)
         guesses[words] = (100 * (predicted - predicted[at, used][:, None]))[other]
+    guesses["adjusted lever"] = _by_lever(run, ids, used)[other]
     for words, guess in guesses.items():
 
         def figures(weight: Array, guess: Array = guess) -> Array:
@@ -331,6 +333,19 @@ def packages(run: Run, free: Bundle, seed: int) -> Iterator[Found]:
         names = (f"error, {words}", f"slope, {words}", f"sign right, {words}")
         with np.errstate(invalid="ignore"):
             yield from _bootstrapped("packages", "damaged", names, figures, at, seed)
+
+
+def _by_lever(run: Run, ids: Array, used: Array) -> Array:
+    """Change of P(damaged) in each package by the bundle's lever, (n, packages) in points; 0 where there is none."""
+    lever = next((x for x in run.bundle.levers if (x.target, x.column) == ("damaged", "protection_level")), None)
+    if lever is None:
+        return np.zeros((len(ids), len(PACKAGE_TYPES)))
+    rows, model = some(run.facts, ids, "parcel"), run.bundle.targets["damaged"]
+    place = pd.Index(rows.parcel_id).get_indexer(pd.Index(ids))
+    p = model.probability(values(rows, model.features))[place]
+    moderators, odds = lever.moderators(rows)[place], np.log(p) - np.log1p(-p)
+    shifts = np.stack([lever.shift(moderators, used, float(k)) for k in range(len(PACKAGE_TYPES))], axis=1)
+    return np.asarray(100 * (1 / (1 + np.exp(-(odds[:, None] + shifts))) - p[:, None]))
 
 
 def crude_rates(run: Run) -> Array:
@@ -618,7 +633,7 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
         "Change of damage when only the package changes: predicted against true",
         {
             f"{what}, {who}": how
-            for who in ("monotone", "not monotone", "crude rates of packages")
+            for who in ("monotone", "not monotone", "crude rates of packages", "adjusted lever")
             for what, how in (("error", _PERCENT), ("slope", _plain(2)), ("sign right", _PERCENT))
         },
     ),

@@ -60,6 +60,7 @@ def model_card(result: TrainingResult, target: str | None = None, *, template: s
         "simulated": "**Simulated data: no parcel of this dataset ever travelled.**\n\n" if result.simulated else "",
         "summary": summary(result),
         "reasons": "\n".join(_reasons(result.metrics.get("return_reason", {}))),
+        "levers": "" if target else "\n".join(_levers(result.metrics.get("levers", []))),
         "windows": "" if target else "\n".join(_windows(result.metrics.get("time_to_door", {}))),
     }
     try:
@@ -221,6 +222,20 @@ def _windows(found: dict[str, Any]) -> list[str]:
         widths = f"{f['mean_width_hours']:.1f} | {f['median_width_hours']:.1f}"
         lines.append(f"| {name} | {f['rows']:,} | {_cell(f['coverage'])} | {widths} |")
     return lines
+
+
+def _levers(found: list[dict[str, Any]]) -> list[str]:
+    """What changing a column does, as a table."""
+    lines = ["| column | on | log-odds per unit | rows | positive | |", "|---|---|---|---|---|---|"]
+    for x in found:
+        if x["status"] == "not_estimated":
+            lines.append(f"| {x['column']} | {x['target']} | – | – | – | not estimated: {x['why']} |")
+            continue
+        size = f"{x['effect']:+.2f} [{x['low']:+.2f}, {x['high']:+.2f}]"
+        unsure = "cannot be told from none" if x["low"] <= 0 <= x["high"] else ""
+        said = unsure if x["status"] == "estimated" else "not used: the estimate has the wrong sign"
+        lines.append(f"| {x['column']} | {x['target']} | {size} | {x['rows']:,} | {x['positives']:,} | {said} |")
+    return lines if found else ["None: no target was trained."]
 
 
 def _cell(found: dict[str, Any] | None) -> str:

@@ -34,6 +34,7 @@ from training.confusion import Noise
 from training.evaluate import evaluate
 from training.labels import Labels, labels, maturity_rule
 from training.leaks import Leak, LeakError, leaks
+from training.levers import estimate_levers
 from training.maturity import TooYoung, matured_rate, news
 from training.models import MANY_ROWS, MIN_POSITIVES, MODELS, Fitted, ModelSpec, cores, fit
 from training.params import Params
@@ -228,6 +229,7 @@ def train(
         return cut(matrices, features, row)
 
     window, window_document = fit_windows(facts, units["undelivered"], read, start, end, seed, say)
+    levers, found = estimate_levers(facts, {n: units[n] for n in fitted}, read, start, end, seed, say)
     if not fitted:  # there will be no bundle to put it in
         window, window_document = None, window_document | {"status": "not_trained", "why": "no target was trained"}
     result.metrics = {
@@ -241,6 +243,7 @@ def train(
         **({} if params is None else {"params": params.to_json()}),
         "targets": documents,
         WINDOW: window_document,
+        "levers": found,
     }
     fold = split(units["returned"], start, end)
     why, returns = None, None
@@ -256,7 +259,7 @@ def train(
     part.mkdir(parents=True)
     if fitted:
         say("writing the bundle")
-        training = {k: v for k, v in result.metrics.items() if k not in ("targets", REASON, WINDOW)} | {
+        training = {k: v for k, v in result.metrics.items() if k not in ("targets", REASON, WINDOW, "levers")} | {
             "not_trained": {n: r.why for n, r in result.targets.items() if r.status == "not_trained"}
         }
         bundle = Bundle.save(
@@ -269,6 +272,7 @@ def train(
             training,
             why.model if why is not None else None,
             window.model if window is not None else None,
+            levers,
         )
         for name in fitted:
             served, report = bundle.targets[name], result.targets[name]
