@@ -13,6 +13,7 @@ probabilities are in the folder `truth` and in `training.world.oracle`, which no
     truth      the truth as files
     faults     what in the tables meets a planted fault
     oracle     the truth, and what would have been
+    acting     what every action would do, and the shop in which some were done
     figures    a shop in numbers, its tables beside its truth; picture draws them
 """
 

@@ -237,12 +237,12 @@ def causes(shop: Shop, d: Decisions) -> tuple[Causes, LineCauses]:
     return parcels, lines
 
 
-def risks(scenario: Scenario, c: Causes, lines: LineCauses) -> Risks:
-    """The true probabilities of packed parcels and their lines."""
+def risks(scenario: Scenario, c: Causes, lines: LineCauses, point: Flags | None = None) -> Risks:
+    """The true probabilities of packed parcels and their lines; those of `point` go to a pickup point."""
     o, longest = scenario.outcomes, scenario.carriers.longest_days
     median, sigma = transit(scenario, c), c.service_sigma
     lost, broken, refused = loss(o, c), damage(o, c), refusal(o, c)
-    tries, skipped = (np.stack(x) for x in zip(*(attempts(o, c, told) for told in (False, True)), strict=True))
+    tries, skipped = (np.stack(x) for x in zip(*(attempts(o, c, told, point) for told in (False, True)), strict=True))
     tried = tries[0] * (1.0 - c.notifies)[:, None] + tries[1] * c.notifies[:, None]
 
     accepted = (1.0 - broken) * (1.0 - refused[:, 0]) + broken * (1.0 - refused[:, 1])
@@ -304,7 +304,14 @@ def arrives_within(days: Floats, median: Floats, sigma: Floats, longest: int) ->
     return np.where(days < 1.0, 0.0, np.where(days >= longest, 1.0, chance))
 
 
-def attempts(o: Outcomes, c: Causes, notified: bool) -> tuple[Floats, Floats]:
+POINT_ABSENT = -3.0
+"""Log-odds that a pickup point adds to nobody being there: its counter is staffed."""
+
+POINT_UNCOLLECTED = 0.012
+"""Chance that nobody collects what arrived at a pickup point: it goes back."""
+
+
+def attempts(o: Outcomes, c: Causes, notified: bool, point: Flags | None = None) -> tuple[Floats, Floats]:
     """P(delivered at attempt 1, 2, 3, or never), (n, 4), for parcels that come to the door, and P(the driver did not
     try | the attempt failed), (n, 3)."""
     x = (
@@ -318,9 +325,15 @@ def attempts(o: Outcomes, c: Causes, notified: bool) -> tuple[Floats, Floats]:
         + o.absent_bulky * (c.thickness_mm > 120.0)
         + o.absent_notified * notified
     )
+    if point is not None:
+        x = x + POINT_ABSENT * point
     again, once_more = o.absent_again
     one, two, three = (1.0 - (1.0 - c.skips) * (1.0 - expit(x + more)) for more in (0.0, again, once_more))
     found = np.column_stack([1.0 - one, one * (1.0 - two), one * two * (1.0 - three), one * two * three])
+    if point is not None:
+        left = POINT_UNCOLLECTED * point * found[:, :3].sum(axis=1)
+        found[:, :3] *= (1.0 - POINT_UNCOLLECTED * point)[:, None]
+        found[:, 3] += left
     return found, c.skips[:, None] / np.column_stack([one, two, three])
 
 

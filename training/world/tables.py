@@ -141,7 +141,7 @@ def _write(shop: Shop, folder: Path, parcels: int, progress: Progress | None) ->
             chances = risks(shop.scenario, *causes(shop, d))
             what = happen(shop, d, chances, block)
             n = min(len(d.packed), parcels - d.first)
-            made = _block_tables(shop, d, what, block, n)
+            made = block_tables(shop, d, what, block, n)
             known = {
                 "parcels": parcel_truth(d, chances, n).assign(driver_skipped=what.skipped[:n]),
                 "lines": line_truth(d, chances, n),
@@ -243,7 +243,7 @@ def _listings(shop: Shop) -> pa.Table:
     )
 
 
-def _block_tables(shop: Shop, d: Decisions, o: Outcomes, block: int, n: int) -> dict[str, pa.Table]:
+def block_tables(shop: Shop, d: Decisions, o: Outcomes, block: int, n: int) -> dict[str, pa.Table]:
     """The five moving tables of a block, cut to its first n parcels and to what was known in time."""
     parcels, lines = pa.array(parcel_ids(d, n), pa.string()), pa.array(line_ids(d, n), pa.string())
     orders = _ids("O", d.first + np.arange(int(d.order_row[n - 1]) + 1))
