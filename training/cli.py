@@ -588,6 +588,53 @@ def score(voice: Voice, dataset: Path, out: Path, bundle: Path, as_of: str | Non
     voice.next(f"read {out}: columns unit_id, target, probability, base, team_* and drivers")
 
 
+@main.command()
+@dataset_argument
+@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@click.option(
+    "--level",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="Chance of being fooled, ever, by any primary target; and as much by all guardrails together.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for effect.json, a picture per action, effects.toml."
+)
+@json_option
+@voiced
+def effect(voice: Voice, dataset: Path, as_of: str | None, level: float, out: Path | None, as_json: bool) -> None:
+    """Measure what the actions do that the policy withholds by lot: one answer each, valid however often you look.
+
+    DATASET needs the table decisions, which `doorstep ledger export` writes. What was not randomized is not estimated.
+    """
+    from training.effect import effect as run
+    from training.effect_report import fragment, pictures, table
+
+    data = _open(dataset, voice)
+    voice.progress("judging parcels")
+    found = run(data, as_of=_zoned(as_of, data), level=level)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        files = pictures(found) | {
+            "effect.json": json.dumps(found.document, indent=2).encode(),
+            "effects.toml": fragment(found.document).encode(),
+        }
+        for name, content in files.items():
+            part = out / f".{name}.part"
+            part.write_bytes(content)
+            os.replace(part, out / name)
+    voice.close()
+    if as_json:
+        _dump(found.document)
+    else:
+        click.echo(table(found.document))
+    told = [a for a, f in found.document["actions"].items() if f["answer"] in ("works", "does harm")]
+    if told:
+        place = out / "effects.toml" if out else "effects.toml, which --out DIR writes,"
+        voice.next(f"paste {place} into the policy")
+
+
 def _bundles_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--publish",
