@@ -1,6 +1,6 @@
 """Whether daily looks at an experiment deceive: a thousand trials of known effect, looked at every day.
 
-    python benchmarks/effect.py [--trials 1000] [--seed 0] [--picture docs/experiments]
+    python benchmarks/effect.py [--trials 1000] [--seed 0] [--write] [--picture docs/experiments]
 
 Everything is simulated: 40 parcels a day are drawn into a trial for half a year, and each is judged a fortnight later.
 For each kind of trial the table says
@@ -14,7 +14,8 @@ For each kind of trial the table says
 - found by day 60, 120, 180 of judging, and how wide the interval is at the end beside the usual one's.
 
 The last rows are a policy of four actions that do nothing, each with its own primary target, at 5 % for all four
-(Bonferroni), and the test of arms. `--picture` draws one null trial, and how often which method has been fooled by day.
+(shared as `training.effect` does), and the test of arms. `--picture` draws one null trial, and how often which method
+has been fooled by which day.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from training.report import columns  # noqa: E402
 from training.sequences import Path as Sequence  # noqa: E402
 from training.sequences import difference, mismatch, odds_ratio  # noqa: E402
 
+PAGE = ROOT / "docs" / "experiments.md"
+START, END = "<!-- measured: effect -->", "<!-- /measured -->"
 DAYS, A_DAY, LEVEL, ACTIONS = 180, 40, 0.05, 4
 
 
@@ -170,9 +173,9 @@ def family(trials: int, seed: int) -> tuple[float, float]:
     rng = np.random.default_rng([seed, 99])
     shared, each = np.zeros(trials, dtype=bool), np.zeros(trials, dtype=bool)
     for k in range(trials):
-        for case in (Case("", rate, 0.2) for rate in (0.04, 0.06, 0.08, 0.10)):
-            t = trial(case, rng)
-            for out, level in ((shared, LEVEL / ACTIONS), (each, LEVEL)):
+        for place, rate in enumerate((0.10, 0.08, 0.06, 0.04), 1):
+            t = trial(Case("", rate, 0.2), rng)
+            for out, level in ((shared, LEVEL / (place * (place + 1))), (each, LEVEL)):
                 out[k] |= bool(difference(t.outcome, t.treated, t.propensity, t.look, level).excludes().any())
     return float(shared.mean()), float(each.mean())
 
@@ -244,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--trials", type=int, default=1_000, help="of each kind (default 1,000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/experiments.md")
     parser.add_argument("--picture", type=Path, metavar="DIR", help="draw peeking.svg into this folder instead")
     args = parser.parse_args()
     if args.picture:
@@ -257,16 +261,28 @@ def main() -> None:
         shares = [f"{100 * got[k]:.1f} %" for k in ("fewer", "more", "peeked", "once", "covers")]  # type: ignore[operator]
         odds = "-" if case.amounts else f"{100 * got['odds']:.1f} %"  # type: ignore[operator]
         found = "-" if case.null else ", ".join(f"{100 * x:.0f} %" for x in got["found"])  # type: ignore[union-attr]
-        rows.append([case.words, f"{case.rate:g}", f"{case.withheld:g}", *shares, odds, found, f"{got['wide']:.2f}"])
+        wide = "-" if np.isinf(got["wide"]) else f"{got['wide']:.2f}"
+        rows.append([case.words, f"{case.rate:g}", f"{case.withheld:g}", *shares, odds, found, wide])
         print(f"[{time.monotonic() - started:5.0f} s] {'  '.join(rows[-1])}", file=sys.stderr, flush=True)
-    print(columns(rows, range(1, 9)))
-    shared, each = family(args.trials, args.seed)
-    both = [f"{100 * share:.1f} % at {LEVEL:g} {of}" for share, of in ((shared, "for all"), (each, "each"))]
-    print(f"\n{ACTIONS} null actions: any found in {', '.join(both)}")
-    for lost in (0.0, 0.02, 0.05, 0.10, 0.20):
-        found = arms(args.trials, args.seed, lost)
-        print(f"arms, {100 * lost:.0f} % of the treated missing: mismatch found in {100 * found:.1f} %")
-    print(f"{args.trials:,} trials of {DAYS * A_DAY:,} parcels each, seed {args.seed}")
+    both = [
+        f"{100 * x:.1f} % at {LEVEL:g} {of}"
+        for x, of in zip(family(args.trials, args.seed), ("for all", "each"), strict=True)
+    ]
+    lost = {share: arms(args.trials, args.seed, share) for share in (0.0, 0.02, 0.05, 0.10, 0.20)}
+    notes = [
+        f"{args.trials:,} trials of each kind, {DAYS * A_DAY:,} parcels each, seed {args.seed}.",
+        f"Of {ACTIONS} actions that do nothing any was found in {', '.join(both)}.",
+        "Arms found not to be as logged, by what is missing of the treated: "
+        + ", ".join(f"{100 * x:.1f} % at {100 * share:.0f} %" for share, x in lost.items())
+        + ".",
+    ]
+    print(columns(rows, range(1, 9)), *notes, sep="\n")
+    if args.write:
+        lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+        after = rest.partition(END)[2]
+        PAGE.write_text("\n\n".join([before + START, table, " ".join(notes), END]) + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -226,6 +226,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
             high=0.9,
             default=0.0,
         ),
+        "primary": Key(
+            "text",
+            "the target that says whether it works, declared before the first parcel is withheld; "
+            "absent: the usual one of its kind",
+        ),
         "to": Key("number", "share of empty space that is filled after it", "share", high=1.0, only=("add_fill",)),
         "to_quality": Key("number", "address quality after it", "", high=1.0, only=("confirm_address",)),
         "change_service": Key(
@@ -368,6 +373,7 @@ class Action:
     capacity_per_day: int | None
     least_benefit: float
     randomize: float
+    primary: str | None
     to: float | None
     change_service: bool
     effects: Mapping[str, Effect]
@@ -626,6 +632,9 @@ class _Reader:
             known = [k for k, key in SECTIONS["actions.<action>"].items() if not key.only or kind in key.only]
             s = self.section("actions.<action>", plain, place, known=(*known, "effects"))
             self.team(place, s["owner"])
+            if s["primary"] is not None and s["primary"] not in TARGETS:
+                near = suggestion(s["primary"], TARGETS)
+                self.wrong(f"{place}.primary", f"{s['primary']!r} is no target", ", ".join(TARGETS), near)
             to = s["to"] if kind == "add_fill" else s["to_quality"]
             for column in ("to", "to_quality"):
                 if to is None and kind in SECTIONS["actions.<action>"][column].only:
@@ -647,6 +656,7 @@ class _Reader:
                 capacity_per_day=s["capacity_per_day"],
                 least_benefit=least if s["least_benefit"] is None else s["least_benefit"],
                 randomize=s["randomize"],
+                primary=s["primary"],
                 to=to,
                 change_service=s["change_service"],
                 effects=effects,

@@ -590,6 +590,13 @@ def score(voice: Voice, dataset: Path, out: Path, bundle: Path, as_of: str | Non
 
 @main.command()
 @dataset_argument
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    envvar="DOORSTEP_POLICY",
+    metavar="FILE",
+    help="Says what each action is judged by and what is expected of it [default: what is usual].",
+)
 @click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
 @click.option(
     "--level",
@@ -603,17 +610,27 @@ def score(voice: Voice, dataset: Path, out: Path, bundle: Path, as_of: str | Non
 )
 @json_option
 @voiced
-def effect(voice: Voice, dataset: Path, as_of: str | None, level: float, out: Path | None, as_json: bool) -> None:
+def effect(
+    voice: Voice,
+    dataset: Path,
+    policy: Path | None,
+    as_of: str | None,
+    level: float,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     """Measure what the actions do that the policy withholds by lot: one answer each, valid however often you look.
 
     DATASET needs the table decisions, which `doorstep ledger export` writes. What was not randomized is not estimated.
     """
+    from serving.policy import Policy
     from training.effect import effect as run
     from training.effect_report import fragment, pictures, table
 
+    stated = None if policy is None else Policy.load(policy)  # a mistake in it is told before the data are read
     data = _open(dataset, voice)
     voice.progress("judging parcels")
-    found = run(data, as_of=_zoned(as_of, data), level=level)
+    found = run(data, policy=stated, as_of=_zoned(as_of, data), level=level)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         files = pictures(found) | {

@@ -12,8 +12,9 @@ returns a return window after that. The rule for training, "delivered, and the w
 the faster arm first, and those that never arrive not at all. Here a parcel that never arrives has no return.
 
 **One answer per action.** Each action has one primary target, and only that can make it "work". All other targets are
-guardrails. The level is shared out (Bonferroni): once over the primary targets of all randomized actions, once over the
-guardrails of all of them.
+guardrails. The level is for all actions together, however many there will be: the k-th to be randomized gets
+1 / (k (k + 1)) of it, which adds up to at most 1, and its guardrails together as much again. So no answer changes
+because another trial begins.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from features.outcomes import NAT, outcomes
 from features.rows import Rows
 from features.snapshot import Snapshot, known_before, moment, moment_of
 from features.vocabulary import TARGETS
+from serving.policy import Policy
 from training.sequences import Path, difference, mismatch, needed, odds_ratio
 
 __all__ = ["ANSWERS", "MISMATCH", "PRIMARY", "Effects", "effect"]
@@ -57,7 +59,7 @@ MOST = 1e12
 """More evidence is not told apart."""
 
 PLANNED = 0.75
-"""Events with the action, by those without, that a trial is planned for."""
+"""Events with the action, by those without, that a trial is planned for where the policy states no odds."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,18 @@ class Effects:
     paths: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
 
 
-def effect(dataset: Dataset, *, as_of: np.datetime64 | pd.Timestamp | None = None, level: float = 0.05) -> Effects:
+def effect(
+    dataset: Dataset,
+    *,
+    policy: Policy | None = None,
+    as_of: np.datetime64 | pd.Timestamp | None = None,
+    level: float = 0.05,
+) -> Effects:
     """Measure what every randomized action of a dataset does.
 
     Args:
         dataset: with the table `decisions`.
+        policy: says by which target each action is judged and what is expected of it; without, what is usual.
         as_of: only facts known before; default when the extract was taken.
         level: chance that any primary target is told wrongly, ever, and as much for all guardrails together.
 
@@ -93,20 +102,16 @@ def effect(dataset: Dataset, *, as_of: np.datetime64 | pd.Timestamp | None = Non
     tables = columns(dataset.tables)
     end = moment_of(dataset.settings, tables) if as_of is None else moment(as_of)
     shop = _Shop.of(dataset, known_before(tables, end), end)
-    trials = [_Trial.of(str(name), rows, shop) for name, rows in shop.decisions.groupby("action", sort=True)]
-    randomized = [t for t in trials if len(t.drawn)]
-    guards = sum(len(set(shop.judged) - {t.primary}) for t in randomized)
-    levels = level / max(len(randomized), 1), level / max(guards, 1)
-    told = {t.action: t.told(shop, *levels) for t in trials}
+    trials = [_Trial.of(str(name), rows, shop, policy) for name, rows in shop.decisions.groupby("action", sort=True)]
+    randomized = sorted((t for t in trials if len(t.drawn)), key=lambda t: (t.drawn["decided_at"].iloc[0], t.action))
+    share = {t.action: level / (k * (k + 1)) for k, t in enumerate(randomized, 1)}
+    told = {t.action: t.told(shop, share.get(t.action, level)) for t in trials}
     document = {
         "dataset": dataset.settings.name,
         "simulated": dataset.settings.simulated,
         "as_of": f"{end}Z",
-        "family": {
-            "level": level,
-            "primary": {"intervals": len(randomized), "level": levels[0]},
-            "guardrails": {"intervals": guards, "level": levels[1]},
-        },
+        "level": level,
+        "randomized": list(share),
         "decisions": shop.counts(),
         "actions": {action: found for action, (found, _) in told.items()},
     }
@@ -218,17 +223,23 @@ def _left(tables: Tables, rows: Rows) -> Array:
 
 @dataclass(frozen=True)
 class _Trial:
-    """One action: its decisions, and the first draw of each parcel."""
+    """One action: its decisions, and the first draw of each parcel; `expected` are the odds the policy states."""
 
     action: str
     primary: str | None
+    expected: float | None
     every: pd.DataFrame
     drawn: pd.DataFrame
     counts: Mapping[str, int]
 
     @staticmethod
-    def of(action: str, every: pd.DataFrame, shop: _Shop) -> _Trial:
-        primary = PRIMARY.get(action.partition(":")[0])
+    def of(action: str, every: pd.DataFrame, shop: _Shop, policy: Policy | None) -> _Trial:
+        kind = action.partition(":")[0]
+        stated = {} if policy is None else policy.actions
+        own = stated.get(action) or stated.get(kind)
+        primary = (own and own.primary) or PRIMARY.get(kind)
+        # What a kind states of its effect is not this action's: of packages it is that of a level of protection.
+        expected = stated[action].effects.get(primary or "") if action in stated else None
         lots = every[every["lot"]]
         in_time = lots[~lots["late"]]
         first = in_time.drop_duplicates("parcel_id")
@@ -245,10 +256,11 @@ class _Trial:
             "not_in_dataset": len(first) - len(there),
             "orders_in_both_arms": int((split > 1).sum()),
         }
-        return _Trial(action, primary if primary in shop.judged else None, every, first, counts)
+        primary = primary if primary in shop.judged else None
+        return _Trial(action, primary, expected.odds_ratio if expected else None, every, first, counts)
 
-    def told(self, shop: _Shop, primary: float, guardrail: float) -> tuple[dict[str, Any], dict[str, Path]]:
-        """What is known of the action, as plain data, and the paths of its targets."""
+    def told(self, shop: _Shop, level: float) -> tuple[dict[str, Any], dict[str, Path]]:
+        """What is known of the action, as plain data, and the paths of its targets; `level` is for its primary one."""
         out: dict[str, Any] = {"answer": "", "why": "", "more_parcels": None, "primary": self.primary}
         out["decisions"] = dict(self.counts)
         out |= _adherence(self.every, shop)
@@ -261,12 +273,13 @@ class _Trial:
         found: dict[str, dict[str, Any]] = {}
         paths: dict[str, Path] = {}
         for target in sorted(shop.judged, key=lambda t: t != self.primary):
-            level = primary if target == self.primary else guardrail
-            found[target], paths[target] = _compared(d, shop, shop.judged[target], level)
-            found[target] = {"role": "primary" if target == self.primary else "guardrail", **found[target]}
+            role = "primary" if target == self.primary else "guardrail"
+            own = level if role == "primary" else level / len(set(shop.judged) - {self.primary})
+            told, paths[target] = _compared(d, shop, shop.judged[target], own)
+            found[target] = {"role": role, **told}
         out["arms"] = _arms(d, shop, self.primary)
         out["targets"] = found
-        out |= self._answer(out, shop, primary)
+        out |= self._answer(out, level)
         return out, paths
 
     def _nothing(self) -> dict[str, Any]:
@@ -282,7 +295,7 @@ class _Trial:
             "why": f"nothing is estimated: {why}; set `randomize` for it in the policy",
         }
 
-    def _answer(self, out: Mapping[str, Any], shop: _Shop, level: float) -> dict[str, Any]:
+    def _answer(self, out: Mapping[str, Any], level: float) -> dict[str, Any]:
         """The one answer, and why."""
         arms, targets = out["arms"], out["targets"]
         worst = max(arms["evidence"], arms["evidence_judged"])
@@ -303,7 +316,7 @@ class _Trial:
         own = targets[self.primary]
         if own["verdict"] == "fewer":
             return {"answer": "works", "why": _said(self.primary, own)}
-        return _more(self.primary, own, out, level)
+        return _more(self.primary, own, out, level, self.expected)
 
 
 def _compared(d: pd.DataFrame, shop: _Shop, judged: _Judged, level: float) -> tuple[dict[str, Any], Path]:
@@ -366,26 +379,28 @@ def _arms(d: pd.DataFrame, shop: _Shop, primary: str | None) -> dict[str, Any]:
     }
 
 
-def _more(primary: str, own: Mapping[str, Any], out: Mapping[str, Any], level: float) -> dict[str, Any]:
-    """How many more parcels it takes, for an effect that was planned for, or the half of it, and so on."""
-    judged = sum(own["judged"].values())
+def _more(
+    primary: str, own: Mapping[str, Any], out: Mapping[str, Any], level: float, expected: float | None
+) -> dict[str, Any]:
+    """How many more parcels it takes to see the effect that is expected, or half of it where that is due by now."""
+    judged, young = sum(own["judged"].values()), own["young"]
+    waiting = f"; {young:,} are waiting to be judged" if young else ""
     if not judged:
-        return {
-            "answer": "cannot tell yet",
-            "why": f"{primary}: none of {sum(out['parcels'].values()):,} parcels can be judged yet",
-        }
-    rate = (sum(own["events"].values()) + 0.5) / (judged + 1)
+        return {"answer": "cannot tell yet", "why": f"no parcel is old enough to judge {primary}{waiting}"}
+    events = sum(own["events"].values())
+    rate = (events + 0.5) / (judged + 1)
+    odds = rate / (1 - rate) * (expected or 1)
+    less = rate - odds / (1 + odds) if expected is not None and expected < 1 else (1 - PLANNED) * rate
     share = float(np.clip(out["arms"]["expected"] / sum(out["parcels"].values()), 0.01, 0.99))
-    less = 1 - PLANNED
-    while (n := needed(rate, less * rate, share, level)) <= judged:
+    planned = less
+    while (n := needed(rate, less, share, level)) <= judged:
         less /= 2
     more = _round(n - judged)
     so_far = "" if own["difference"]["value"] is None else f"so far {_said(primary, own)}; "
-    few = "" if so_far else f"too few events so far ({sum(own['events'].values())}); "
+    few = f"{events:,} events so far are too few; " if not so_far else ""
     why = (
-        f"{so_far}{few}about {more:,} more parcels to see {primary} fall by {100 * less:.2g} % of what it is"
-        + (" (more than that would show by now)" if less < 1 - PLANNED else "")
-        + (f"; {own['young']:,} are waiting to be judged" if own["young"] else "")
+        f"{so_far}{few}about {more:,} more parcels to see {primary} fall by {100 * less / rate:.2g} % of what it is"
+        f"{' (twice that would show by now)' if less < planned else ''}{waiting}"
     )
     return {"answer": "cannot tell yet", "why": why, "more_parcels": more}
 

@@ -18,7 +18,7 @@ __all__ = ["fragment", "pictures", "table"]
 def table(document: Mapping[str, Any]) -> str:
     """The answers, and the figures behind them, a row per action and target."""
     said = "SIMULATED data" if document["simulated"] else "data"
-    d, family = document["decisions"], document["family"]
+    d = document["decisions"]
     out = [
         f"{document['dataset']}: {said} as of {document['as_of'][:16]}Z; {d['drawn_by_lot']:,} of {d['all']:,} "
         "decisions were drawn by lot"
@@ -32,11 +32,11 @@ def table(document: Mapping[str, Any]) -> str:
             points = _interval(f["difference"], 100, "+.2f")
             rows.append(["" if k else action, mark, counts, *rates, points, _interval(f["odds_ratio"], 1, ".2f")])
     if len(rows) > 1:
-        own, guards = family["primary"], family["guardrails"]
+        sure = f"{100 * document['level']:g} %"
         out += [
             columns(rows),
-            f"* the primary target. Intervals hold on all days together: {100 * family['level']:g} % for the "
-            f"{own['intervals']} of primary targets, as much for the {guards['intervals']} of all others.",
+            f"* the primary target. Intervals hold on all days, of all actions: any primary one is wrong with at most "
+            f"{sure}, any other with at most {sure}.",
         ]
     for action, found in document["actions"].items():
         out.append(f"\n{action}: {found['answer'].upper()}: {found['why']}")
@@ -154,6 +154,7 @@ def _picture(action: str, document: Mapping[str, Any], paths: Mapping[str, Path]
         widest = 2.5 * float(np.median(100 * (path.high[on] - path.low[on])))
         middle = 100 * float(path.value[on][-1])
         left.set_ylim(max(-100.0, middle - widest / 1.5), min(100.0, middle + widest / 1.5))
+        left.set_xlim(days[0], days[-1])  # with the time in which nothing could be said
         left.legend(frameon=False, fontsize=8, loc="best")
         locator = AutoDateLocator(maxticks=8)
         left.xaxis.set_major_locator(locator)

@@ -161,6 +161,7 @@ def test_layout_and_comments_do_not_change_the_digest_and_costs_do() -> None:
         ("actions/package/to", 0.9, "actions.package.to", "unknown key"),
         ("actions/package/owner", "warehouse", "actions.package.owner", "is no team"),
         ("actions/package/randomize", 10, "actions.package.randomize", "write 0.1 for 10 %"),
+        ("actions/package/primary", "dammaged", "actions.package.primary", "did you mean 'damaged'?"),
         ("actions/package/randomize", 1, "actions.package.randomize", "from 0 to 0.9"),
         ("actions/package/effects/damaged/source", "measured", "actions.package.effects.damaged.source", "experiment"),
         ("actions/package/effects/damaged/odds_ratio", 0, "actions.package.effects.damaged.odds_ratio", "from 0.01"),

@@ -105,16 +105,23 @@ class TestAnswers:
         for spoiled in (decisions.drop(columns="propensity"), decisions.assign(propensity=1.0)):
             document = effect(with_decisions(planted, spoiled)).document
             assert {f["answer"] for f in document["actions"].values()} == {"not randomized"}
-            assert document["family"]["primary"]["intervals"] == 0
+            assert document["randomized"] == []
 
-    def test_the_level_is_shared_by_primary_targets_and_again_by_guardrails(self, found):
-        family = found.document["family"]
-        assert family["primary"] == {"intervals": 2, "level": 0.025}
-        assert family["guardrails"] == {"intervals": 8, "level": 0.05 / 8}
-        for action in (STRONG, FILL):
+    def test_the_level_is_shared_and_a_new_trial_changes_no_other(self, found, planted, decisions):
+        order = found.document["randomized"]
+        assert sorted(order) == [FILL, STRONG]
+        first = decisions[decisions["propensity"] < 1].sort_values("decided_at")["action"].drop_duplicates()
+        assert order == list(first)
+        for share, action in zip((1 / 2, 1 / 6), order, strict=True):
             roles = {t: (f["role"], f["level"]) for t, f in found.document["actions"][action]["targets"].items()}
-            assert roles.pop("damaged") == ("primary", 0.025)
-            assert set(roles.values()) == {("guardrail", 0.05 / 8)} and len(roles) == 4
+            assert roles.pop("damaged") == ("primary", pytest.approx(0.05 * share))
+            assert set(roles.values()) == {("guardrail", 0.05 * share / 4)} and len(roles) == 4
+        begun = decisions.copy()
+        late = (decisions["action"] == LABEL) & (decisions["decided_at"] > pd.Timestamp("2025-06-01", tz="UTC"))
+        begun.loc[late, "propensity"] = 0.5
+        again = effect(with_decisions(planted, begun)).document
+        assert again["randomized"] == [*order, LABEL]
+        assert all(again["actions"][a] == found.document["actions"][a] for a in order)
 
     def test_harm_to_a_guardrail_is_harm(self, shop, decisions):
         """What is taken to make fewer parcels late, and breaks some."""
@@ -282,7 +289,7 @@ class TestOddDecisions:
         first = decisions["decided_at"].min()
         document = effect(planted, as_of=(first + pd.Timedelta("3D")).tz_convert(None).to_datetime64()).document
         told = document["actions"][STRONG]
-        assert told["answer"] == "cannot tell yet" and "can be judged yet" in told["why"]
+        assert told["answer"] == "cannot tell yet" and "no parcel is old enough" in told["why"]
         assert sum(told["targets"]["damaged"]["judged"].values()) == 0 < told["targets"]["damaged"]["young"]
 
 
@@ -363,7 +370,7 @@ class TestCommand:
 
     def test_json_is_the_document(self, folder):
         done = run("effect", folder, "--json", "--level", "0.1")
-        assert json.loads(done.stdout)["family"]["level"] == 0.1
+        assert json.loads(done.stdout)["level"] == 0.1
 
     def test_a_dataset_without_decisions_is_one_clear_message(self, world_dataset):
         done = run("effect", world_dataset)
