@@ -92,7 +92,11 @@ class Feature:
 
     def say(self, value: float) -> str:
         """The feature and a value of it: `Label grade C`."""
-        return f"{self.text} {'not known' if value != value else self.show(value)}"
+        return f"{self.text} {self.words(value)}"
+
+    def words(self, value: float) -> str:
+        """A value in a person's words; nobody says minus zero."""
+        return "not known" if value != value else self.show(value + 0.0)
 
 
 class Theme:

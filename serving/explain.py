@@ -115,4 +115,4 @@ def _sum(values: Array) -> Array:
 def usual_words(features: FeatureSet, usual: Sequence[float]) -> list[str | None]:
     """The usual value of each feature in words, None where there is none (NaN)."""
     shown = zip(features.features, usual, strict=True)
-    return [None if np.isnan(value) else f.show(value) for f, value in shown]
+    return [None if np.isnan(value) else f.words(value) for f, value in shown]

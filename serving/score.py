@@ -72,7 +72,7 @@ class Explained:
 
     def drivers(self, row: int) -> list[dict[str, Any]]:
         """What drives the row's risk, by team: the largest few named, the rest of each team as one entry."""
-        risk, values = self.points[row].tolist(), self.matrix[row].tolist()
+        risk, values = self.points[row].tolist(), (self.matrix[row] + 0.0).tolist()  # no -0.0
         features, usual = self.model.features.features, self.model.usual_words
         left = {team: float(self.teams[team][row]) for team in TEAMS}
         taken, rest = dict.fromkeys(TEAMS, 0), dict.fromkeys(TEAMS, 0)

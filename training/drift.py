@@ -80,7 +80,7 @@ def movers(features: FeatureSet, before: Array, after: Array) -> list[dict[str, 
         words = []
         for values in (first[:, i], later[:, i]):
             known = values[~np.isnan(values)]
-            words.append(feature.show(float(np.median(known))) if len(known) else "not known")
+            words.append(feature.words(float(np.median(known)) if len(known) else np.nan))
         found.append(
             {
                 "feature": feature.name,

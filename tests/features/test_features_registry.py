@@ -44,6 +44,7 @@ def test_a_feature_says_what_it_is_and_what_its_value_is(feature: Feature) -> No
         assert said != feature.text
     assert feature.say(float("nan")).endswith("not known")
     assert feature.say(np.float32(0.5)) == feature.say(0.5)
+    assert feature.say(-0.0) == feature.say(0.0), "nobody says minus zero"
 
 
 @pytest.mark.parametrize("feature", FEATURES.values(), ids=FEATURES)
