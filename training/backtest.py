@@ -245,7 +245,9 @@ def _origins(facts: Facts, units: Mapping[str, Labels], origins: int) -> Array:
     end = facts.snapshot.as_of
     decided = np.concatenate([u.decided_at[u.known(end)[1] & (u.decided_at < end)] for u in units.values()])
     if not len(decided):
-        raise TrainingError("no label is mature yet: the extract is younger than the windows in dataset.toml")
+        last = end - np.timedelta64(1, "us")
+        reasons = "\n".join(f"  {name}: {why_not(facts, u, split(u, last, end))}" for name, u in units.items())
+        raise TrainingError(f"no target can be judged\n{reasons}")
 
     def told(moments: Array) -> int:
         folds = [(u, fold) for u in units.values() for fold in folds_at(u, moments, end)]

@@ -56,7 +56,7 @@ class LeakError(ValueError):
             "\n".join(str(leak) for leak in leaks)
             + f"\nNo honest column is that good (the bound is {BOUND}): it was filled in, or changed, after the fact. "
             "Check when it gets its value; in dataset.toml give it the known_at it really has, or leave it "
-            f"out. If it is right all the same, say so: doorstep train --trust {names.split(', ')[0]}"
+            f"out. If it is right all the same, say so with --trust {names.split(', ')[0]}"
         )
 
 

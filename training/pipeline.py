@@ -45,6 +45,9 @@ from training.windows import fit_windows, judge_windows
 
 Progress = Callable[[str], None]
 
+WRITTEN = {"bundle", "evaluation", "holdout.parquet", "metrics.json", "reasons.parquet", "windows.parquet"}
+"""What a training leaves in its folder."""
+
 HOLDOUT_SHARE = 0.25
 """Without a date, the latest quarter of the mature units is held out."""
 
@@ -169,13 +172,12 @@ def train(
     Raises:
         features.settings.DatasetError: the dataset is broken, see `doorstep check`.
         training.leaks.LeakError: a feature alone tells an outcome too well; nothing is written.
-        TrainingError: no target can be trained; `metrics.json` is written all the same.
+        TrainingError: no target can be trained; `metrics.json` is written all the same, but over no earlier bundle.
         ValueError: dates that leave nothing to train on or to judge by.
     """
     say = progress or (lambda _: None)
     out = Path(out)
-    if out.exists() and any(out.iterdir()) and not ((out / "metrics.json").exists() or (out / "bundle").exists()):
-        raise ArtefactError(f"{out}: is there already and holds no training: name another folder")
+    _room_for(out)
     say("checking the dataset")
     require(dataset)
     say("joining tables and counting history")
@@ -187,7 +189,7 @@ def train(
         start = default_holdout(units, end)
     if not start < end:
         raise ValueError(
-            f"holdout from {start} with the data as of {end}: the holdout must begin before the data end; "
+            f"holdout from {start}Z with the data as of {end}Z: the holdout must begin before the data end; "
             "give an earlier --holdout-from or a later --as-of"
         )
     seen = None if params is None else params.seen_until
@@ -292,10 +294,14 @@ def train(
     if result.reasons is not None:
         result.reasons.to_parquet(part / "reasons.parquet", index=False)
     (part / "metrics.json").write_text(json.dumps(result.metrics, indent=2, allow_nan=False) + "\n")
-    _replace(part, out)
     if not fitted:
         reasons = "\n".join(f"  {n}: {r.why}" for n, r in result.targets.items())
+        if (out / "bundle").exists():  # a mistaken date must not cost the models that are there
+            shutil.rmtree(part)
+            raise TrainingError(f"no target could be trained; {out} keeps the training that is there\n{reasons}")
+        _replace(part, out)
         raise TrainingError(f"no target could be trained; {out / 'metrics.json'} says so too\n{reasons}")
+    _replace(part, out)
     return result
 
 
@@ -335,7 +341,10 @@ def default_holdout(units: dict[str, Labels], end: np.datetime64) -> np.datetime
     mature = [u.decided_at[u.known(end)[1]] for u in units.values()]
     decided = np.concatenate(mature)
     if not len(decided):
-        raise TrainingError("no label is mature yet: the extract is younger than the windows in dataset.toml")
+        raise TrainingError(
+            "no label is mature yet: the extract is younger than the windows in dataset.toml, or tells no outcomes "
+            "(`doorstep check` says what is absent)"
+        )
     at = np.quantile(decided.astype(np.int64), 1 - HOLDOUT_SHARE).astype(np.int64)
     return at.astype("datetime64[us]").astype("datetime64[D]").astype("datetime64[us]")
 
@@ -716,6 +725,18 @@ def _codes(facts: Facts, units: Labels) -> pd.DataFrame:
     columns += [(e.table, e.column) for e in facts.snapshot.settings.extra if e.kind == "code" and e.table in tables]
     out = {f"{t}.{c}": level[t, c][units.row] for t, c in columns}
     return pd.DataFrame({name: column for name, column in out.items() if any(v is not None for v in column)})
+
+
+def _room_for(out: Path) -> None:
+    """Raise ArtefactError if a folder holds something that is no training: all of it is replaced."""
+    held = {path.name for path in out.iterdir()} if out.exists() else set()
+    if held and "metrics.json" not in held:
+        raise ArtefactError(f"{out}: is there already and holds no training: name another folder")
+    others = sorted(held - WRITTEN)
+    if others:
+        raise ArtefactError(
+            f"{out}: holds more than a training ({', '.join(others[:3])}), which would be lost: name another folder"
+        )
 
 
 def _replace(part: Path, out: Path) -> None:

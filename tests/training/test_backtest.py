@@ -184,6 +184,13 @@ def test_what_makes_no_sense_is_refused(shop: Path, given: dict, said: str) -> N
         backtest(Dataset.open(shop), **given)
 
 
+def test_a_target_that_nothing_tells_of_says_why(world_dataset: Path) -> None:
+    data = Dataset.open(world_dataset)
+    tables = {name: table for name, table in data.tables.items() if name != "order_lines"}
+    with pytest.raises(ValueError, match=r"no target can be judged\n  returned: .* no table order_lines"):
+        backtest(Dataset(data.settings, tables), targets=["returned"])
+
+
 def test_a_folder_with_something_else_in_it_is_left_alone(shop: Path) -> None:
     ran = CliRunner().invoke(main, ["backtest", str(shop), "--out", str(shop)])
     assert ran.exit_code == 2

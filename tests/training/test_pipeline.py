@@ -192,6 +192,24 @@ def test_a_folder_with_other_things_in_it_is_not_replaced(world_dataset, tmp_pat
     with pytest.raises(ValueError, match="holds no training"):
         train(Dataset.open(world_dataset), out=tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "keep me"
+    (tmp_path / "bundle").mkdir()  # as beside the place where bundles are published
+    with pytest.raises(ValueError, match="holds no training"):
+        train(Dataset.open(world_dataset), out=tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds more than a training \(mine\.txt\), which would be lost"):
+        train(Dataset.open(world_dataset), out=tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
+def test_a_training_that_comes_to_nothing_leaves_the_one_before(world_dataset, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained.run, run)
+    before = (run / "metrics.json").read_bytes()
+    with pytest.raises(TrainingError, match=r"no target could be trained; .*run keeps the training that is there"):
+        train(Dataset.open(world_dataset), as_of="2025-01-05", out=run)
+    assert (run / "metrics.json").read_bytes() == before
+    assert Bundle.load(run / "bundle").targets
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_the_compiled_trees_answer_as_lightgbm_does(trained):
