@@ -20,10 +20,13 @@ from training.slices import meaning
 if TYPE_CHECKING:
     from training.pipeline import TargetReport, TrainingResult
 
-__all__ = ["CardError", "card_template", "home", "model_card", "own_version", "summary"]
+__all__ = ["CardError", "card_template", "home", "model_card", "note", "own_version", "summary"]
 
 DRIVERS = 8
 """Features named as what moves a model most."""
+
+MOST_NOTED = 7_800
+"""MLflow keeps up to 8,000 characters of a description, less what is said about the rest."""
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,7 +104,7 @@ def _card_of(result: TrainingResult, name: str) -> dict[str, Any]:
         "status": report.status.replace("_", " "),
         "maturity": report.maturity,
         "excluded": f"{report.excluded_immature:,} {unit}",
-        "train": _period(train, unit),
+        "train": _period(train, unit) + _young(document.get("young", {}), unit),
         "holdout": _period(holdout, unit),
         "figures": "\n".join(lines),
         "features": f"{len(report.features)}" if report.features else "none",
@@ -112,6 +115,16 @@ def _period(side: Mapping[str, Any], unit: str) -> str:
     """How many units, and the days of their decisions."""
     days = f", decided {side['from'][:10]} to {side['to'][:10]}" if side["rows"] else ""
     return f"{side['rows']:,} {unit}, {side['positives']:,} positive{days}"
+
+
+def _young(found: Mapping[str, Any], unit: str) -> str:
+    """The rows that were trained on before they could be judged, and how far the last four weeks moved the model."""
+    if not found.get("rows"):
+        return ""
+    return (
+        f"; and {found['rows']:,} {unit} too young to judge, one worth {found['worth']:.2f} of a mature one; the last "
+        f"four weeks moved the log-odds of all by {found['level']:+.2f}"
+    )
 
 
 def _slices(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -244,6 +257,14 @@ def _cell(found: dict[str, Any] | None) -> str:
     if found.get("low") is None:
         return f"{found['value']:.4f}"
     return f"{found['value']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
+
+
+def note(card: str) -> str:
+    """As much of a model card as MLflow shows as a run's description, cut between lines, and where the rest is."""
+    if len(card) <= MOST_NOTED:
+        return card
+    end = card.rfind("\n", 0, MOST_NOTED)
+    return f"{card[:end]}\n\n*The description ends here: all of it is the run's file model_card.md.*\n"
 
 
 def summary(result: TrainingResult) -> str:

@@ -17,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from features.dataset import Dataset
+    from training.registry import Registry
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 BUNDLES, SNAPSHOTS = "deploy/bundle", "deploy/snapshot"
@@ -339,6 +340,7 @@ def train(
 
     chosen = None if params is None else Params.read(params)  # a mistake in it is told before the data are read
     data = _open(dataset, voice)
+    registry = _reached(mlflow_uri, voice) if log else None
     out = out or Path("runs") / dataset.resolve().name
     result = run(
         data,
@@ -350,12 +352,13 @@ def train(
         params=chosen,
         progress=voice.progress,
     )
-    logged = None
-    if log:
-        from training.registry import Registry
-
+    logged, lost = None, None
+    if registry is not None:
         voice.progress("logging to MLflow")
-        logged = Registry(mlflow_uri).log(result, progress=voice.progress)
+        try:
+            logged = registry.log(result, progress=voice.progress)
+        except ValueError as error:
+            lost = error
     voice.close()
     if as_json:
         _dump(result.metrics)
@@ -367,7 +370,24 @@ def train(
         if logged is not None:
             champion = f"the champion is version {logged.champion}" if logged.champion else "there is no champion yet"
             click.echo(f"registered as doorstep version {logged.version}, alias challenger; {champion}")
+    if lost is not None:
+        raise ValueError(
+            f"not registered, but kept in {out}: {lost}\nThe same command trains and registers it again"
+        ) from lost
     voice.next("doorstep promote" if log else f"doorstep serve --bundle {result.bundle_dir}")
+
+
+def _reached(uri: str | None, voice: Voice) -> Registry:
+    """The registry, asked whether it answers before anything is computed for it."""
+    from training.registry import Registry, RegistryError
+
+    registry = Registry(uri)
+    voice.progress("asking the registry")
+    try:
+        registry.reach()
+    except RegistryError as error:
+        raise ValueError(f"{error}\nNothing was computed yet; --no-log does without a registry") from error
+    return registry
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -422,6 +442,7 @@ def backtest(
     out = out or Path("runs") / f"{dataset.resolve().name}-backtest"
     room_for(out)
     data = _open(dataset, voice)
+    registry = _reached(mlflow_uri, voice) if log else None
     result = run(
         data,
         as_of=_zoned(as_of, data),
@@ -433,12 +454,13 @@ def backtest(
         progress=voice.progress,
     )
     result.save(out)
-    logged = None
-    if log:
-        from training.registry import Registry
-
+    logged, lost = None, None
+    if registry is not None:
         voice.progress("logging to MLflow")
-        logged = result.log(Registry(mlflow_uri))
+        try:
+            logged = result.log(registry)
+        except ValueError as error:
+            lost = error
     voice.close()
     if as_json:
         _dump(result.document)
@@ -449,6 +471,8 @@ def backtest(
         click.echo(f"\n{out / 'backtest.json'}, predictions and a picture beside it")
         if logged is not None:
             click.echo(f"logged as run {logged}")
+    if lost is not None:
+        raise ValueError(f"not logged, but kept in {out}: {lost}") from lost
     voice.next(f"doorstep train {dataset}")
 
 

@@ -28,7 +28,7 @@ import pandas as pd
 
 from features.files import ArtefactError, digest_of, verify
 from serving.store import publish as publish_directory
-from training.card import card_template, model_card, own_version, summary
+from training.card import card_template, model_card, note, own_version, summary
 from training.evaluation_set import FOLDER as EVALUATION
 from training.gate import Candidate, Decision, Judge
 from training.registry_runs import (
@@ -135,9 +135,10 @@ class Refused(RegistryError):
 
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
+        mend = "Mend the training and promote again; " if decision.against else ""
         super().__init__(
-            f"not promoted: {decision.why}\nAll figures are in the run's folder gate, and --dry-run prints them. Mend "
-            "the training and promote again; --force promotes all the same, and is recorded"
+            f"not promoted: {decision.why}\nAll figures are in the run's folder gate, and --dry-run prints them. "
+            f"{mend}--force promotes all the same, and is recorded"
         )
 
 
@@ -157,6 +158,16 @@ class Registry:
     def __init__(self, uri: str | None = None) -> None:
         self._store = Store(uri)
         self.uri, self.where = self._store.uri, self._store.where
+
+    def reach(self) -> None:
+        """Ask whether it answers, before long work is done for it. A file on this machine is not asked: it is there.
+
+        Raises:
+            RegistryError: it does not answer.
+        """
+        if not self._store.local:
+            with self._store.client() as client:
+                client.get_experiment_by_name(EXPERIMENT)
 
     def log(self, result: TrainingResult, *, progress: Progress | None = None) -> Logged:
         """Write one training: a parent run, a child run per target, and the bundle as the new `challenger`.
@@ -208,7 +219,7 @@ class Registry:
                 common |= self._log_evaluation(client, parent, result)
                 card = model_card(result, template=template)
                 client.log_text(parent, card, "model_card.md")
-                client.set_tag(parent, "mlflow.note.content", card[:7900])
+                client.set_tag(parent, "mlflow.note.content", note(card))
                 log_dataset(client, parent, result)
                 log_windows(client, parent, result)
                 for target, report in result.targets.items():
@@ -646,7 +657,8 @@ def _verified(bundle: Path, what: str = "") -> str:
     try:
         verify(bundle, KIND, PROTOCOL, MAKE)
     except ArtefactError as error:
-        raise RegistryError(f"{what}: {error}" if what else str(error)) from None
+        # Of a version that was fetched, the folder it was fetched to says nothing.
+        raise RegistryError(f"{what}: {str(error).replace(f'{bundle}: ', '')}" if what else str(error)) from None
     return digest_of(bundle)
 
 

@@ -70,6 +70,11 @@ class Store:
         """Whether it is a SQLite file that nobody made yet; asking must not make it."""
         return self._file is not None and not self._file.exists()
 
+    @property
+    def local(self) -> bool:
+        """Whether it is a SQLite file on this machine."""
+        return self._file is not None
+
     @contextmanager
     def alone(self, publish: Path | str | None = None) -> Iterator[None]:
         """Let one at a time per database, and per directory that is published to, change what is current here."""
@@ -133,7 +138,7 @@ def _explained(where: str, error: Exception) -> str:
         cause = re.search(r"Caused by \w+\((.*)\)", text, re.DOTALL)
         return (
             f"the model registry at {where} does not answer: check the address (--mlflow-uri, DOORSTEP_MLFLOW_URI) and "
-            f"that the server runs. It said: {_short(cause[1] if cause else text)}"
+            f"that the server runs. It said: {_short(cause[1].rstrip(')') if cause else text)}"
         )
     return f"the model registry at {where} refused: {_short(text)}"
 

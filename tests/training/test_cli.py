@@ -150,3 +150,30 @@ def test_help_does_not_load_what_commands_need() -> None:
     heavy = ("pandas", "numpy", "mlflow", "lightgbm", "bentoml")
     code = f"import sys, training.cli; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("command", ["train", "backtest"])
+def test_a_registry_that_is_away_is_told_before_anything_is_computed(
+    command: str, world_dataset: Path, tmp_path: Path
+) -> None:
+    away = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    done = run(command, world_dataset, "--out", tmp_path / "out", "--mlflow-uri", "http://127.0.0.1:9", **away)
+    assert done.exit_code == 2
+    assert "does not answer" in done.stderr and "--no-log" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_registry_that_goes_away_at_the_end_costs_no_result(trained, result, tmp_path: Path, monkeypatch) -> None:
+    from training import pipeline
+    from training.registry import Registry, RegistryError
+
+    def gone(self: Registry, *given: object, **more: object) -> None:
+        raise RegistryError("the model registry does not answer")
+
+    monkeypatch.setattr(pipeline, "train", lambda *given, **more: result)
+    monkeypatch.setattr(Registry, "log", gone)
+    done = run("train", trained.dataset, "--out", trained.run, "--mlflow-uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert done.exit_code == 2
+    assert "late" in done.stdout and str(trained.bundle) in done.stdout
+    assert f"not registered, but kept in {trained.run}" in done.stderr
+    assert "next: doorstep promote" not in done.stderr

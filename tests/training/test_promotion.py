@@ -150,6 +150,7 @@ def test_a_refusal_changes_nothing_and_is_recorded(registry, store):
     with pytest.raises(Refused, match=r"not promoted: late, peak: log loss 0\.5000.*\n.*--force") as caught:
         registry.promote(judge=says(False), publish=store)
     assert caught.value.exit_code == 1
+    assert "Mend the training" not in str(caught.value), "no comparison speaks against it"
     assert (caught.value.decision.challenger, caught.value.decision.champion) == (3, 1)
     assert aliases(registry) == {"champion": 1, "challenger": 3}
     assert served(store) == 1

@@ -24,7 +24,7 @@ from features.matrix import FeatureSet
 from features.settings import Settings
 from serving.bundle import Bundle
 from serving.store import resolve
-from training.card import CardError, model_card
+from training.card import CardError, model_card, note
 from training.evaluate import evaluate
 from training.models import MODELS, fit
 from training.pipeline import TargetReport, TrainingResult
@@ -85,6 +85,7 @@ def results(tmp_path_factory) -> list[TrainingResult]:
             "why": "",
             "unit": features.unit,
             "excluded_immature": 17,
+            "young": {"rows": 60 if name == "returned" else 0, "worth": 0.7, "level": -0.12},
             "train": period,
             "holdout": {**period, "rows": 300, "positives": int(label[400:].sum())},
             "metrics": judged["metrics"],
@@ -504,10 +505,21 @@ def test_the_model_card_says_what_was_judged_and_against_what(results) -> None:
     assert "Too few positives or negatives for figures: peak (3 of 40)." in card
     assert "17 parcels" in card
     assert "17 lines" in card
+    assert "; and 60 lines too young to judge, one worth 0.70 of a mature one" in card
+    assert "moved the log-odds of all by -0.12" in card
     assert "$" not in card
     assert "## returned" not in model_card(results[0], "late")
     with pytest.raises(CardError, match=r"model_card\.md\.tmpl: 'owner'; known names are as_of, "):
         model_card(results[0], template="$owner")
+
+
+def test_a_long_card_is_cut_between_lines_and_says_so() -> None:
+    assert note("# Card\n") == "# Card\n"
+    card = "".join(f"| {i} | a line of a table |\n" for i in range(900))
+    said = note(card)
+    assert len(said) <= 8000
+    kept, _, rest = said.partition("\n\n*The description ends here")
+    assert card.startswith(f"{kept}\n") and "model_card.md" in rest
 
 
 def test_the_address_comes_from_the_argument_then_the_environment_then_the_checkout(monkeypatch) -> None:
@@ -546,6 +558,11 @@ def test_what_cannot_be_done_says_where_and_what_to_do(registry, tmp_path, monke
         nobody = f"http://user:secret@127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(RegistryError, match=r"user:\*\*\*@.* does not answer: .*DOORSTEP_MLFLOW_URI"):
             Registry(nobody).models()
+        with pytest.raises(RegistryError, match="does not answer") as caught:
+            Registry(nobody).reach()
+        assert str(caught.value).count("(") == str(caught.value).count(")")
+    Registry(f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}").reach()
+    assert not (tmp_path / "none").exists(), "asking makes nothing"
 
 
 def test_a_bundle_damaged_before_logging_is_refused_before_anything_is_written(results, tmp_path) -> None:
