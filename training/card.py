@@ -260,10 +260,12 @@ def _cell(found: dict[str, Any] | None) -> str:
 
 
 def note(card: str) -> str:
-    """As much of a model card as MLflow shows as a run's description, cut between lines, and where the rest is."""
+    """As much of a model card as MLflow shows as a run's description, cut between paragraphs, and where the rest is."""
     if len(card) <= MOST_NOTED:
         return card
-    end = card.rfind("\n", 0, MOST_NOTED)
+    end = card.rfind("\n\n", MOST_NOTED // 2, MOST_NOTED)
+    if end < 0:  # a table that long
+        end = card.rfind("\n", 0, MOST_NOTED)
     return f"{card[:end]}\n\n*The description ends here: all of it is the run's file model_card.md.*\n"
 
 
