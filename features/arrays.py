@@ -146,6 +146,13 @@ def local(times: Array, zone: str) -> Array:
     return times + offsets[np.maximum(at.searchsorted(times, side="right") - 1, 0)]
 
 
+def utc(times: Array, zone: str) -> Array:
+    """The inverse of `local`, (n,) datetime64[us]; of an hour that a clock shows twice, one of the two."""
+    at, offsets = _transitions(zone)
+    near = times - offsets[np.maximum(at.searchsorted(times, side="right") - 1, 0)]
+    return times - offsets[np.maximum(at.searchsorted(near, side="right") - 1, 0)]
+
+
 def hours_between(start: Array, end: Array) -> Array:
     """Hours from start to end, (n,) float64, NaN where either is missing."""
     return (end - start) / HOUR

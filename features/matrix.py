@@ -204,6 +204,22 @@ def inputs(features: FeatureSet, settings: Settings) -> list[str]:
     return sorted({str(t["column"]) for t in trace if "column" in t})
 
 
+@lru_cache(maxsize=1024)
+def _reads(name: str, unit: str, timezone: str, extra: tuple[Extra, ...]) -> frozenset[str]:
+    """Raw columns that one feature reads."""
+    settings = Settings(timezone=timezone, extra=extra)
+    return frozenset(inputs(FeatureSet.named(unit, [name], settings), settings))
+
+
+def depending(features: FeatureSet, columns: Iterable[str], settings: Settings) -> Array:
+    """Which features may have another value if some raw columns (`table.column`) had, (f,) bool."""
+    changed = set(columns)
+    return np.array(
+        [bool(changed & _reads(name, features.unit, settings.timezone, settings.extra)) for name in features.names],
+        dtype=bool,
+    )
+
+
 def fingerprint(features: FeatureSet, settings: Settings) -> str:
     """What the features compute, as a digest: names, owners, and their values on a small made-up dataset.
 

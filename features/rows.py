@@ -120,6 +120,7 @@ class Rows:
             if e.known_at is not None and e.known_at not in TABLES[e.table].known_at
         }
         self._tables = tables
+        self._instead: Mapping[tuple[str, str], Array] = {}
         none: Array = np.empty(0, dtype=object)
 
         def given(table: str, column: str) -> Array:
@@ -183,12 +184,51 @@ class Rows:
         some.line_id, some.line_parcel = self.line_id[lines], self.line_parcel[lines] - parcels.start
         some.line_parcel[some.line_parcel < 0] = -1
         some.first_of_order = self.first_of_order[parcels]
+        some._instead = {at: values[parcels] for at, values in self._instead.items()}
         some._levels(
             self.parcels.decided_at[parcels],
             lambda table, column: self.parcels.hash(table, column)[parcels],
             lambda table, column: self.lines.hash(table, column)[lines],
         )
         return some
+
+    def as_if(self, parcels: Array, columns: Mapping[str, Array]) -> tuple[Rows, Array]:
+        """Parcels with their lines, as if some of their columns had been otherwise.
+
+        Nothing is joined anew; when they were decided, and what was known then, stays.
+
+        Args:
+            parcels: (m,) int64, which parcels, each as often as wanted.
+            columns: per column of `parcels`, (m,) values to read instead; none that decides when a parcel was decided.
+
+        Returns:
+            The rows, and for each of their lines which line it is here, (l,) int64.
+        """
+        order, first = self.lines_of()
+        count = first[parcels + 1] - first[parcels]
+        ends = np.cumsum(count)
+        lines = order[np.repeat(first[parcels] - (ends - count), count) + np.arange(count.sum())]
+        some = copy(self)
+        some._order_at = self._order_at[parcels]
+        some._parcel_at = parcels if self._parcel_at is None else self._parcel_at[parcels]
+        some._line_at = lines if self._line_at is None else self._line_at[lines]
+        some.line_id, some.line_parcel = self.line_id[lines], np.repeat(np.arange(len(parcels)), count)
+        some.first_of_order = self.first_of_order[parcels]
+        some._instead = {at: values[parcels] for at, values in self._instead.items()}
+        some._instead |= {("parcels", column): values for column, values in columns.items()}
+
+        def of_parcel(table: str, column: str) -> Array:
+            if table == "parcels" and column in columns:
+                return hash_codes(columns[column])
+            return self.parcels.hash(table, column)[parcels]
+
+        def of_line(table: str, column: str) -> Array:
+            if table == "parcels" and column in columns:
+                return take(some.parcels.hash(table, column), some.line_parcel, np.uint64(0))
+            return self.lines.hash(table, column)[lines]
+
+        some._levels(self.parcels.decided_at[parcels], of_parcel, of_line)
+        return some, lines
 
     def lines_of(self) -> tuple[Array, Array]:
         """Lines in the order of their parcels, those of no parcel first, and where each parcel's begin.
@@ -207,6 +247,8 @@ class Rows:
     def _of_parcel(self, table: str, column: str) -> Array:
         if table not in ("orders", "parcels"):
             raise KeyError(f"a parcel has no single {table}.{column}: use the level of lines")
+        if (table, column) in self._instead:
+            return self._instead[table, column]
         at = self._order_at if table == "orders" else self._parcel_at
         return self._column(self._tables.get(table, {}), table, column, at, len(self._order_at))
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from features.arrays import Array
 from features.files import ArtefactError, digest_of, seal, verify
-from features.matrix import FeatureSet, fingerprint, inputs
+from features.matrix import FeatureSet, depending, fingerprint, inputs
 from features.settings import Settings
 from features.vocabulary import TARGETS
 from serving.explain import logistic, points, usual_words
@@ -112,6 +112,7 @@ class Bundle:
         self.digest, self.name = digest, digest[:12]
         self.settings, self.targets, self.reasons, self.meta = settings, dict(targets), reasons, dict(meta)
         self.window, self.levers = window, tuple(levers)
+        self._moving: dict[tuple[str, tuple[str, ...]], tuple[FeatureSet, Array]] = {}
 
     @staticmethod
     def load(path: str | Path) -> Bundle:
@@ -241,6 +242,19 @@ class Bundle:
     def columns(self, unit: str) -> FeatureSet:
         """Every feature that a model of the unit reads, each once: the matrix that all of them are cut from."""
         return self._columns[unit][0]
+
+    def moving(self, unit: str, columns: tuple[str, ...]) -> tuple[FeatureSet, Array]:
+        """The features of `columns(unit)` that may change if some raw columns (`table.column`) do, and where they are.
+
+        Returns:
+            The features and (f,) int64.
+        """
+        found = self._moving.get((unit, columns))
+        if found is None:
+            every = self.columns(unit)
+            moves = depending(every, columns, self.settings)
+            found = self._moving[unit, columns] = every.only(moves.tolist()), np.flatnonzero(moves)
+        return found
 
     def cut(self, target: str, matrix: Array) -> Array:
         """The columns of one target's model (or `REASON`'s, or the window's), (n, f), out of a matrix of `columns`."""

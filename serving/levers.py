@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from features.arrays import Array, absent
 from features.matrix import FeatureSet, values
+from features.settings import Extra, Settings
 from features.vocabulary import TARGETS
 
 if TYPE_CHECKING:
     from features.rows import Rows
-    from features.settings import Settings
 
 BETTER: dict[str, int] = {
     "protection_level": 1,
@@ -79,7 +80,8 @@ class Lever:
         Args:
             moderators: (n, k), as `moderators` gives them.
         """
-        slope = np.asarray(moderators) @ np.array(self.coefficients)
+        # A plain sum, not a product of matrices: what a row gets must not depend on how many rows there are.
+        slope = (np.asarray(moderators) * np.array(self.coefficients)).sum(axis=1)
         return np.asarray(np.minimum(slope, 0.0) if BETTER[self.column] > 0 else np.maximum(slope, 0.0))
 
     def shift(self, moderators: Array, before: Array | float, after: Array | float) -> Array:
@@ -134,9 +136,16 @@ def terms(names: tuple[str, ...], unit: str, rows: Rows, usual: tuple[float, ...
 
 
 def _features(names: tuple[str, ...], unit: str, settings: Settings) -> FeatureSet:
-    return FeatureSet.named(unit, [n for n in names if n != ONE and not _code(n)], settings)
+    return _named(names, unit, settings.extra)
 
 
+@lru_cache(maxsize=256)
+def _named(names: tuple[str, ...], unit: str, extra: tuple[Extra, ...]) -> FeatureSet:
+    """Kept, because every answer asks for the same ones."""
+    return FeatureSet.named(unit, [n for n in names if n != ONE and not _code(n)], Settings(extra=extra))
+
+
+@lru_cache(maxsize=1024)
 def _code(name: str) -> tuple[str, str, str] | None:
     """Table, column and code of a term of the kind `orders.destination_country != DE`."""
     place, apart, code = name.partition(" != ")

@@ -328,7 +328,7 @@ class Package:
     max_weight_g: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tariff:
     """One service of a carrier, see `SECTIONS`. `pickups` are minutes after midnight by node."""
 
@@ -427,15 +427,15 @@ class Protocol:
     steps: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Policy:
-    """A shop's policy, see `SECTIONS` for what each part means.
+    """A shop's policy, see `SECTIONS` for what each part means. Two are the same if their digests are.
 
     Attributes:
         tiers: by value, lowest first; may be empty.
         packages: by name, weakest first.
         carriers: by carrier and service.
-        actions: by name; a full key such as `package:foam_box` has what differs from its kind.
+        actions: by name; a full key such as `package:foam_box` has what it does not say from its kind, but for effects.
         document: what the file said.
     """
 
@@ -623,11 +623,11 @@ class _Reader:
             place, kind = f"actions.{name}", name.partition(":")[0]
             usual = given.get(kind) if name != kind else None
             told, taken = len(self.problems), list[str]()
+            if name != kind and kind not in given:
+                self.wrong(place, f"there is no [actions.{kind}]", todo=f"add it: `{name}` has what differs from it")
             if isinstance(usual, Mapping) and isinstance(section, Mapping):
-                ours, theirs = (self.table(place, s.get("effects", {})) for s in (section, usual))
                 taken = [f"{place}.{k}" for k in usual if k not in section]
-                taken += [f"{place}.effects.{k}" for k in theirs if k not in ours]
-                section = {**usual, **section, "effects": {**theirs, **ours}}
+                section = {**usual, "effects": {}, **section}
             plain = {k: v for k, v in section.items() if k != "effects"} if isinstance(section, Mapping) else section
             known = [k for k, key in SECTIONS["actions.<action>"].items() if not key.only or kind in key.only]
             s = self.section("actions.<action>", plain, place, known=(*known, "effects"))

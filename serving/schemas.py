@@ -160,6 +160,104 @@ Window = TypedDict(
 Window.__doc__ = "When a parcel is at the door, if it arrives at all."
 
 
+class Option(TypedDict):
+    """One thing that can be done about the parcel, what it would do, and what it costs."""
+
+    action: Annotated[str, Field(description="its key, such as package:foam_box or add_fill")]
+    owner: Annotated[str, Field(description="the team that does it")]
+    recommended: Annotated[bool, Field(description="do it; at most one is")]
+    saving: Annotated[float, Field(description="money that failures are expected to cost less")]
+    cost: Annotated[float, Field(description="money it costs, material and freight included; negative: it saves some")]
+    net_benefit: Annotated[float, Field(description="what is left, weighted as the policy says")]
+    co2e_g: Annotated[float | None, Field(description="g of CO2e it adds; null if not known")]
+    evidence: Annotated[
+        Literal["measured", "model-estimated", "assumed"],
+        Field(description="what its effect is known from; the least trusted of the risks it moves"),
+    ]
+    risks: Annotated[
+        dict[str, list[float]],
+        Field(description="by target, the risk before and after; of `returned`: that any line comes back"),
+    ]
+    text: Annotated[str, Field(description="the same in words")]
+    why_not: Annotated[str | None, Field(description="why it is not recommended; null if it is")]
+
+
+class Rung(TypedDict):
+    """The parcel in one of the shop's packages."""
+
+    package: str
+    protection_level: float
+    current: Annotated[bool, Field(description="the parcel is in it")]
+    recommended: bool
+    fits: Annotated[bool, Field(description="it takes the goods and the weight, and the parcel's tier allows it")]
+    risks: Annotated[
+        dict[str, float] | None, Field(description="by target; null where it is not known what the package would do")
+    ]
+    material_cost: float
+    dimensional_weight_kg: Annotated[float | None, Field(description="with the parcel's tariff; null without")]
+    freight: Annotated[float | None, Field(description="with the parcel's tariff; null without")]
+    co2e_g: float
+    net_benefit: Annotated[float | None, Field(description="of changing to it; null where it is not known")]
+
+
+class Advice(TypedDict):
+    """What to do about the parcel."""
+
+    decision_id: Annotated[str, Field(description="names the decision when its outcome is reported")]
+    action: Annotated[str | None, Field(description="what to do; null: nothing")]
+    text: Annotated[str, Field(description="the same in words")]
+    arm: Annotated[
+        Literal["act", "control", "none"],
+        Field(description="control: left as it is, to measure an action; none: nothing is worth doing"),
+    ]
+    propensity: Annotated[float, Field(ge=0, le=1, description="the chance that the arm was act; 1 where it is none")]
+    owner: Annotated[str | None, Field(description="the team that does it")]
+
+
+class Violation(TypedDict):
+    """A rule of the packing specification that the parcel breaks."""
+
+    rule: str
+    field: str
+    given: Any
+    required: str
+    text: Annotated[str, Field(description="the same in words")]
+
+
+class Incomplete(TypedDict):
+    """Something that was given for the handoff and is not enough."""
+
+    column: str
+    given: Any
+    text: str
+
+
+class Handoff(TypedDict):
+    """Whether the carrier will know what it needs."""
+
+    complete: bool
+    missing: Annotated[list[str], Field(description="columns that are not known, as table.column")]
+    incomplete: list[Incomplete]
+
+
+class Exceptional(TypedDict):
+    """The shop's protocol for a failure that is likely here."""
+
+    target: str
+    line_id: Annotated[str | None, Field(description="the line; null if it is about the parcel")]
+    probability: Annotated[float, Field(ge=0, le=1)]
+    at_least: Annotated[float, Field(ge=0, le=1, description="the risk from which the protocol is called for")]
+    owner: str
+    steps: list[str]
+
+
+class ValueTier(TypedDict):
+    """The parcel's class by value."""
+
+    name: str
+    handling: Annotated[str, Field(description="what the packer does with such a parcel; may be empty")]
+
+
 class Answer(TypedDict):
     """The answer for one parcel."""
 
@@ -172,6 +270,14 @@ class Answer(TypedDict):
     risks: Annotated[dict[str, Risk], Field(description="by target")]
     returns: list[ReturnRisk]
     window: Annotated[Window | None, Field(description="time to the door; null if there is no model of it")]
+    policy: Annotated[str | None, Field(description="the policy that was applied; null, and no advice, without one")]
+    tier: Annotated[ValueTier | None, Field(description="class by value; null if there is none, or no value is known")]
+    advice: Advice | None
+    actions: Annotated[list[Option], Field(description="what can be done, the highest net benefit first")]
+    packages: Annotated[list[Rung], Field(description="the parcel in each package of the shop, weakest first")]
+    violations: list[Violation]
+    handoff: Handoff | None
+    exceptions: list[Exceptional]
 
 
 class Fault(TypedDict):

@@ -1,6 +1,6 @@
 """From requests, or a whole dataset, to answers: risks, why, and whose lever it is. The one path that is served.
 
-`answer` is what `POST /v1/risk` says; `score` is the same for a dataset, as a frame. Both join, compute and explain
+`decide` is what `POST /v1/risk` says; `score` is the same for a dataset, as a frame. Both join, compute and explain
 with the same functions, so a parcel gets the same probability either way.
 """
 
@@ -19,11 +19,14 @@ from features.arrays import DAY, DTYPE, MISSING, Array, absent
 from features.contracts import TABLES
 from features.matrix import values
 from features.rows import Rows
-from features.settings import Extra
+from features.settings import Extra, Settings
 from features.snapshot import Snapshot
 from features.vocabulary import GENERIC_BASE_RATES, TARGETS, TEAMS
+from serving.actions import weigh
+from serving.advice import NO_ADVICE, Advisor, Capacity
 from serving.bundle import REASON, Bundle, TargetModel
 from serving.explain import by_team
+from serving.policy import Policy
 from serving.reasons import ReasonModel
 from serving.windows import NAME as WINDOW
 from serving.windows import PARTS as TIMES
@@ -197,32 +200,73 @@ class Scoring:
 
 
 def answer(bundle: Bundle | None, snapshot: Snapshot | None, requests: Sequence[Request]) -> list[dict[str, Any]]:
-    """Answers for validated requests, in order.
+    """Answers for validated requests, in order, without a policy: see `decide`."""
+    return decide(bundle, snapshot, None, requests)[0]
+
+
+def decide(
+    bundle: Bundle | None,
+    snapshot: Snapshot | None,
+    policy: Policy | None,
+    requests: Sequence[Request],
+    capacity: Capacity | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Answers for validated requests, in order, and what was decided about each parcel.
 
     Args:
         bundle: the models; None: base rates are answered.
         snapshot: the shop's history; None: base rates are answered, as a model without history would be wrong.
+        policy: what failures and actions cost; None: nothing is decided.
         requests: each `{"order": {...}, "parcel": {...}, "lines": [...], "listings": [...]}` in the columns of the
             tables; times as ISO strings with a zone or as datetimes. Absent columns and unknown codes are allowed.
+        capacity: counts what is recommended, where the policy has capacities; None: they are not kept.
 
     Returns:
         Per request the body of `/v1/risk`: parcel_id, bundle, as_of, degraded, missing, warnings, risks, returns,
-        window.
+        window, and what `serving.advice` adds; and per request the decision to record, none without a policy.
     """
-    if bundle is None or snapshot is None:
-        lacking = " and no ".join(n for n, x in (("model", bundle), ("snapshot", snapshot)) if x is None)
-        return [_base_rates(bundle, snapshot, r, f"no {lacking} is loaded") for r in requests]
-    if not bundle.fits(snapshot.settings):
-        why = "the snapshot was made with other settings (zone, windows, codes or extra columns) than the model"
-        return [_base_rates(bundle, snapshot, r, why) for r in requests]
+    why = _no_model(bundle, snapshot)
     # A product described in one request must not be seen by the others: those are joined on their own.
     own = [i for i, r in enumerate(requests) if r.get("listings")]
     shared = [i for i, r in enumerate(requests) if not r.get("listings")]
-    out: list[dict[str, Any]] = [{}] * len(requests)
+    bodies: list[dict[str, Any]] = [{}] * len(requests)
+    advisors: list[tuple[Advisor, int]] = []
+    places: list[int] = []
     for group in ([shared] if shared else []) + [[i] for i in own]:
-        for i, body in zip(group, _answer_together(bundle, snapshot, [requests[i] for i in group]), strict=True):
-            out[i] = body
-    return out
+        asked = [requests[i] for i in group]
+        if why or bundle is None or snapshot is None:
+            said = [_base_rates(bundle, snapshot, r, why) for r in asked]
+            advisor = None if policy is None else Advisor(policy, _unscored(bundle, snapshot, asked), None)
+        else:
+            said, advisor = _answer_together(bundle, snapshot, policy, asked)
+        for at, (i, body) in enumerate(zip(group, said, strict=True)):
+            bodies[i] = body | NO_ADVICE
+            if advisor is not None:
+                advisors.append((advisor, at))
+                places.append(i)
+    # In the order of the requests: capacity goes to who came first, together or one by one.
+    decisions = {}
+    for i, (advisor, at) in sorted(zip(places, advisors, strict=True), key=lambda x: x[0]):
+        decisions[i] = advisor.advise(at, requests[i], bodies[i], capacity)
+    return bodies, [decisions[i] for i in sorted(decisions)]
+
+
+def _no_model(bundle: Bundle | None, snapshot: Snapshot | None) -> str:
+    """Why base rates are answered; empty if the models can answer."""
+    if bundle is None or snapshot is None:
+        lacking = " and no ".join(n for n, x in (("model", bundle), ("snapshot", snapshot)) if x is None)
+        return f"no {lacking} is loaded"
+    if not bundle.fits(snapshot.settings):
+        return "the snapshot was made with other settings (zone, windows, codes or extra columns) than the model"
+    return ""
+
+
+def _unscored(bundle: Bundle | None, snapshot: Snapshot | None, requests: Sequence[Request]) -> Rows:
+    """The rows of some requests, where nothing needs history."""
+    if snapshot is None:
+        settings = Settings() if bundle is None else bundle.settings
+        snapshot = Snapshot.empty(settings, np.datetime64("2200-01-01", "us"))
+    return Rows(_tables(requests, snapshot), snapshot)
 
 
 def _risk(explained: Explained, base_rate: float, row: int) -> dict[str, Any]:
@@ -230,7 +274,10 @@ def _risk(explained: Explained, base_rate: float, row: int) -> dict[str, Any]:
     return {"probability": float(explained.probability[row]), "base_rate": base_rate, **explained.made_of(row)}
 
 
-def _answer_together(bundle: Bundle, snapshot: Snapshot, requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
+def _answer_together(
+    bundle: Bundle, snapshot: Snapshot, policy: Policy | None, requests: Sequence[Request]
+) -> tuple[list[dict[str, Any]], Advisor | None]:
+    """What the models say of some requests, and who can say what to do about them."""
     tables = _tables(requests, snapshot)
     rows = Rows(tables, snapshot)
     scoring = Scoring(bundle, rows)
@@ -239,6 +286,7 @@ def _answer_together(bundle: Bundle, snapshot: Snapshot, requests: Sequence[Requ
     window = scoring.windows({n: by_target[n].probability for n in parcel_targets})
     rate = {name: model.base_rate for name, model in bundle.targets.items()}
     as_of = f"{snapshot.as_of}Z"
+    bodies = []
     line = 0
     for i, request in enumerate(requests):
         lines = request.get("lines") or ()
@@ -252,7 +300,7 @@ def _answer_together(bundle: Bundle, snapshot: Snapshot, requests: Sequence[Requ
                 lost = float(undelivered.probability[i])
                 entry["not_kept"] = lost + (1 - lost) * entry["probability"]
             returns.append(entry | (reasons.of(at) if reasons is not None else {}))
-        yield {
+        body = {
             "parcel_id": request.get("parcel", {}).get("parcel_id"),
             "bundle": bundle.name,
             "as_of": as_of,
@@ -263,7 +311,12 @@ def _answer_together(bundle: Bundle, snapshot: Snapshot, requests: Sequence[Requ
             "returns": returns,
             "window": None if window is None else window.answer(i),
         }
+        bodies.append(body)
         line += len(lines)
+    if policy is None:
+        return bodies, None
+    probability = {name: explained.probability for name, explained in by_target.items()}
+    return bodies, Advisor(policy, rows, weigh(bundle, policy, rows, probability))
 
 
 def _unlisted(rows: Rows, request: Request, first: int) -> list[str]:

@@ -58,6 +58,7 @@ def run(
     workers: int = 1,
     bundle: str | os.PathLike[str] | None = None,
     snapshot: str | os.PathLike[str] | None = None,
+    policy: str | os.PathLike[str] | None = None,
     *,
     out: TextIO | None = None,
 ) -> None:
@@ -69,13 +70,18 @@ def run(
         workers: processes; each holds its own bundle and snapshot, whose large tables are mapped from the same files.
         bundle: a bundle, or a store of published ones; default `DOORSTEP_BUNDLE`. Without one, base rates are served.
         snapshot: likewise, default `DOORSTEP_SNAPSHOT`.
+        policy: a policy's file; default `DOORSTEP_POLICY`. Without one, nothing is advised.
         out: where to say what is served and how to ask it; default stderr.
 
     Raises:
         ServeError: the address cannot be used.
     """
     out = sys.stderr if out is None else out
-    for name, value in (("DOORSTEP_BUNDLE", bundle), ("DOORSTEP_SNAPSHOT", snapshot)):
+    for name, value in (
+        ("DOORSTEP_BUNDLE", bundle),
+        ("DOORSTEP_SNAPSHOT", snapshot),
+        ("DOORSTEP_POLICY", policy),
+    ):
         if value is not None:
             os.environ[name] = os.path.abspath(value)
     os.environ["BENTOML_DO_NOT_TRACK"] = "true"
@@ -177,9 +183,9 @@ def _announce(url: str, workers: int, out: TextIO) -> None:
         time.sleep(0.1)
     else:
         return
-    served = {name: os.environ.get(f"DOORSTEP_{name.upper()}") for name in ("bundle", "snapshot")}
-    for name, path in served.items():
-        print(f"{name}: {path or 'none: base rates only'}", file=out)
+    for name, without in (("bundle", "base rates only"), ("snapshot", "base rates only"), ("policy", "no advice")):
+        path = os.environ.get(f"DOORSTEP_{name.upper()}")
+        print(f"{name}: {path or f'none: {without}'}", file=out)
     processes = f", {workers} workers" if workers > 1 else ""
     print(f"Doorstep answers on {url}{processes}. Ask it, with the worked example of {url}/docs.json:", file=out)
     print(

@@ -1,9 +1,10 @@
-"""The BentoML adapter: two endpoints around `serving.score.answer`, their guard, health, metrics and documentation.
+"""The BentoML adapter: two endpoints around `serving.score.decide`, their guard, health, metrics and documentation.
 
-Nothing is decided here. One process holds one bundle and one snapshot, each watched and swapped whole; a request takes
-the pair once, when it is validated, and keeps it to the end.
+Nothing is decided here. One process holds one bundle, one snapshot and one policy, each watched and swapped whole; a
+request takes them once, when it is validated, and keeps them to the end.
 
 Settings, all optional: `DOORSTEP_BUNDLE` and `DOORSTEP_SNAPSHOT` (a directory, or a store of published versions),
+`DOORSTEP_POLICY` (a file),
 `DOORSTEP_MAX_BODY` (bytes), `DOORSTEP_WORKERS` (processes).
 """
 
@@ -32,10 +33,12 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from features.snapshot import Snapshot
+from serving.advice import Capacity
 from serving.bundle import Bundle
 from serving.guard import MAX_BODY, SCOPE_KEY, App, Guard
+from serving.policy import Policy
 from serving.schemas import EXAMPLE, Answer, Rules, openapi
-from serving.score import answer, unknown_codes
+from serving.score import decide, unknown_codes
 from serving.store import Watcher
 from serving.together import Together
 
@@ -67,6 +70,7 @@ class Loaded:
     bundle: Bundle | None
     snapshot: Snapshot | None
     rules: Rules
+    policy: Policy | None = None
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,11 @@ class Work:
 
 
 class Live:
-    """The bundle and the snapshot of this process.
+    """The bundle, the snapshot and the policy of this process.
 
     Attributes:
-        loaded: the present pair; replaced whole, in one assignment.
+        loaded: what is used now; replaced whole, in one assignment.
+        capacity: what this process has recommended.
     """
 
     def __init__(self) -> None:
@@ -91,25 +96,35 @@ class Live:
         self.snapshot = Watcher(
             os.environ.get("DOORSTEP_SNAPSHOT") or None, Snapshot.load, name="snapshot", on_change=self._swap
         )
+        self.policy = Watcher(
+            os.environ.get("DOORSTEP_POLICY") or None, self._load_policy, name="policy", on_change=self._swap
+        )
+        self.capacity = Capacity()
         self.loaded = Loaded(None, None, _RULES)
         self.on_swap: Callable[[Loaded], None] = lambda loaded: None
 
     def start(self) -> None:
         """Load what is configured, then keep looking for new versions."""
-        for watcher in (self.snapshot, self.bundle):
+        for watcher in (self.snapshot, self.bundle, self.policy):
             watcher.check()
             watcher.start()
 
     def stop(self) -> None:
         """Stop looking."""
-        self.bundle.stop()
-        self.snapshot.stop()
+        for watcher in (self.snapshot, self.bundle, self.policy):
+            watcher.stop()
 
     def _load_bundle(self, directory: Path) -> Bundle:
         """A bundle that has answered once: one that cannot is refused here, and no request pays for a first time."""
         bundle = Bundle.load(directory)
-        answer(bundle, self.snapshot.value, _RULES.one(to_json(EXAMPLE)))
+        decide(bundle, self.snapshot.value, self.policy.value, _RULES.one(to_json(EXAMPLE)))
         return bundle
+
+    def _load_policy(self, file: Path) -> Policy:
+        """A policy that has advised once, likewise."""
+        policy = Policy.load(file)
+        decide(self.bundle.value, self.snapshot.value, policy, _RULES.one(to_json(EXAMPLE)))
+        return policy
 
     def _swap(self) -> None:
         bundle, snapshot = self.bundle.value, self.snapshot.value
@@ -118,7 +133,7 @@ class Live:
         closed = bool(known) or self.bundle.problem is None
         now = self.loaded.rules
         rules = now if (now.extra, now.closed) == (extra, closed) else Rules(extra, closed=closed)
-        self.loaded = Loaded(bundle, snapshot, rules)
+        self.loaded = Loaded(bundle, snapshot, rules, self.policy.value)
         self.on_swap(self.loaded)
         freeze()
 
@@ -164,6 +179,8 @@ class Metrics:
         self.info: Gauge = Gauge(
             "doorstep_bundle_info", "1 for what is served now", ["bundle", "as_of"], multiprocess_mode="livemax"
         )
+        advice = Counter("doorstep_advice_total", "Decisions about parcels", ["action", "arm"])
+        self.advice: Callable[[str, str], Counter] = functools.lru_cache(256)(advice.labels)
         self._shown: Gauge | None = None
 
     def swapped(self, loaded: Loaded) -> None:
@@ -175,7 +192,7 @@ class Metrics:
         self._shown = self.info.labels(bundle, as_of)
         self._shown.set(1)
 
-    def answered(self, work: Work, answers: list[dict[str, Any]]) -> None:
+    def answered(self, work: Work, answers: list[dict[str, Any]], decisions: list[dict[str, Any]]) -> None:
         """Count what was served."""
         served: dict[tuple[str, str], int] = {}
         for a in answers:
@@ -188,6 +205,8 @@ class Metrics:
                 self.degraded.inc()
         for (target, bundle), n in served.items():
             self.predictions(target, bundle).inc(n)
+        for decision in decisions:
+            self.advice(decision["action"] or "none", decision["arm"]).inc()
         if work.loaded.snapshot is not None:
             unknown = sum(len(unknown_codes(work.loaded.snapshot, r)) for r in work.requests)
             if unknown:
@@ -205,18 +224,35 @@ def metrics() -> Metrics:
 
 
 def _answer(work: Work) -> list[dict[str, Any]]:
-    loaded = work.loaded
-    try:
-        answers = answer(loaded.bundle, loaded.snapshot, work.requests)
-    except Exception:  # the bench is answered whatever happens, and told what it got
-        if len(work.requests) > 1:  # only the parcel that fails pays for it
-            return [a for r in work.requests for a in _answer(Work([r], loaded))]
-        logger.exception("the model failed on a valid request: answered with base rates")
-        answers = answer(None, loaded.snapshot, work.requests)
-        for a in answers:
-            a["warnings"].append("the model failed on this request: these are base rates; the service's log says more")
-    metrics().answered(work, answers)
+    answers, decisions = _decide(work)
+    metrics().answered(work, answers, decisions)
     return answers
+
+
+def _decide(work: Work) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The answers and what was decided; the bench is answered whatever happens, and told what it got."""
+    loaded, capacity = work.loaded, live().capacity
+    try:
+        return decide(loaded.bundle, loaded.snapshot, loaded.policy, work.requests, capacity)
+    except Exception:
+        if len(work.requests) > 1:  # only the parcel that fails pays for it
+            parts = [_decide(Work([r], loaded)) for r in work.requests]
+            return [a for answers, _ in parts for a in answers], [d for _, decisions in parts for d in decisions]
+        logger.exception("a valid request failed: answered with less")
+    model = "the model failed on this request: these are base rates; the service's log says more"
+    advice = "the policy failed on this request: there is no advice; the service's log says more"
+    for bundle, policy, said in ((loaded.bundle, None, advice), (None, loaded.policy, model), (None, None, model)):
+        if policy is None and loaded.policy is None and bundle is not None:
+            continue  # that is what has failed
+        try:
+            answers, decisions = decide(bundle, loaded.snapshot, policy, work.requests, capacity)
+        except Exception:
+            logger.exception("and failed again: answered with less")
+            continue
+        for a in answers:
+            a["warnings"].append(said)
+        return answers, decisions
+    raise RuntimeError("not even base rates can be answered")
 
 
 def _json(content: Any) -> Any:
@@ -236,7 +272,7 @@ def _page(request: Request) -> Response:
 def _docs(request: Request) -> Response:
     loaded = live().loaded
     example = loaded.rules.one(to_json(EXAMPLE))
-    answers = answer(loaded.bundle, loaded.snapshot, example)
+    answers, _ = decide(loaded.bundle, loaded.snapshot, loaded.policy, example)
     return Response(to_json(openapi(loaded.rules, version=_version(), answers=answers)), media_type="application/json")
 
 
@@ -250,7 +286,7 @@ def _version() -> str:
 
 
 def _join(works: list[Work]) -> list[dict[str, Any]]:
-    """Answer requests of one parcel each together: those that were checked against the same bundle and snapshot."""
+    """Answer requests of one parcel each together: those that were checked against the same bundle and policy."""
     out: dict[int, dict[str, Any]] = {}
     for loaded in {id(w.loaded): w.loaded for w in works}.values():
         mine = [i for i, w in enumerate(works) if w.loaded is loaded]
@@ -311,7 +347,7 @@ class GuardedService(Service[Any]):
     envs=[{"name": "BENTOML_DO_NOT_TRACK", "value": "true"}],
 )
 class Doorstep:
-    """Risk that a parcel fails at the door or comes back, why, and whose lever it is."""
+    """Risk that a parcel fails at the door or comes back, why, whose lever it is, and what is worth doing."""
 
     def __init__(self) -> None:
         state = live()

@@ -36,8 +36,6 @@ KEPT = 5
 RETRY_SECONDS = 30.0
 """A version that could not be loaded is tried again after this long: the fault may have been the disk's."""
 
-_NOTHING = (None, None)
-
 logger = logging.getLogger("doorstep.store")
 
 
@@ -114,8 +112,8 @@ class Watcher(Generic[T]):
     with one line in the log, and the last good one stays.
 
     Args:
-        path: a bundle or snapshot directory, or a store of them; None if none is configured.
-        load: directory -> value. Whatever it raises refuses that version.
+        path: a bundle or snapshot directory, or a store of them, or a file; None if none is configured.
+        load: directory or file -> value. Whatever it raises refuses that version.
         name: what it is, for the log.
         on_change: called after `value` was replaced or a version refused, in the thread that looked.
 
@@ -151,12 +149,12 @@ class Watcher(Generic[T]):
         if seen == self._seen and not retry:
             return False
         self._tried_at = time.monotonic()
-        if seen == _NOTHING:
+        if not any(seen):
             self._seen, self.problem = seen, None
             logger.warning("no %s is published at %s, %s", self._name, self.path, self._without())
             return False
         try:
-            directory = resolve(self.path)
+            directory = self.path if self.path.is_file() else resolve(self.path)
             value = self._load(directory)
         except Exception as e:
             self._seen = seen
@@ -192,13 +190,13 @@ class Watcher(Generic[T]):
             except Exception:  # a bug in on_change must not end the watching
                 logger.exception("watching the %s at %s", self._name, self.path)
 
-    def _signature(self) -> object:
-        """What changes whenever something new is published, at the price of two stat calls."""
+    def _signature(self) -> tuple[object, ...]:
+        """What changes whenever something new is published, at the price of a few stat calls."""
         assert self.path is not None
         found: list[object] = []
-        for name in (MANIFEST, POINTER):
+        for path in (self.path,) if self.path.is_file() else (self.path / MANIFEST, self.path / POINTER):
             try:
-                s = (self.path / name).stat()
+                s = path.stat()
             except OSError:
                 found.append(None)
             else:

@@ -819,7 +819,10 @@ def policy_init(voice: Voice, dataset: Path, out: Path) -> None:
     text = draft(_open(dataset, voice))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
-    voice.next(f"replace the guesses in {out}, then doorstep policy check {out} --dataset {dataset}")
+    voice.next(
+        f"replace the guesses in {out}, then doorstep policy check {out} --dataset {dataset}",
+        f"doorstep serve --policy {out}",
+    )
 
 
 @policy.command("check")
@@ -858,15 +861,18 @@ def policy_check(ctx: click.Context, voice: Voice, file: Path, dataset: Path | N
     show_default=True,
     help="A snapshot, or where one is published.",
 )
+@click.option(
+    "--policy", type=click.Path(path_type=Path), envvar="DOORSTEP_POLICY", help="A policy [default: none, no advice]."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True, help="0 takes a free one.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @voiced
-def serve(voice: Voice, bundle: Path, snapshot: Path, host: str, port: int, workers: int) -> None:
-    """Serve risks and explanations over HTTP. Without a model it answers base rates, and says so."""
+def serve(voice: Voice, bundle: Path, snapshot: Path, policy: Path | None, host: str, port: int, workers: int) -> None:
+    """Serve risks, explanations and advice over HTTP. Without a model it answers base rates, and says so."""
     from serving.server import run
 
-    run(host=host, port=port, workers=workers, bundle=bundle, snapshot=snapshot)
+    run(host=host, port=port, workers=workers, bundle=bundle, snapshot=snapshot, policy=policy)
 
 
 @main.command()

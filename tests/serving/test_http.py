@@ -513,7 +513,8 @@ class TestConventions:
 import json, sys
 import serving.server
 from serving.schemas import EXAMPLE
-from serving.service import Doorstep, answer, live
+from serving.score import answer
+from serving.service import Doorstep, live
 Doorstep()
 work = live().accept("/v1/risk", json.dumps(EXAMPLE).encode())
 assert not answer(work.loaded.bundle, work.loaded.snapshot, work.requests)[0]["degraded"]
@@ -569,12 +570,12 @@ print(json.dumps(sorted({m.partition(".")[0] for m in sys.modules})))
 import asyncio, json, sys
 import serving.service as service
 from serving.schemas import EXAMPLE
-real = service.answer
-def answer(bundle, snapshot, requests):
+real = service.decide
+def decide(bundle, snapshot, policy, requests, capacity=None):
     if bundle is not None and any(r["parcel"]["parcel_id"] == "bad" for r in requests):
         raise RuntimeError("cannot")
-    return real(bundle, snapshot, requests)
-service.answer = answer
+    return real(bundle, snapshot, policy, requests, capacity)
+service.decide = decide
 service.Doorstep()
 def body(name):
     return json.dumps(EXAMPLE | {"parcel": EXAMPLE["parcel"] | {"parcel_id": name}}).encode()

@@ -1,0 +1,454 @@
+"""What an answer says to do about a parcel, in words a packer needs nobody for, and the decision that is recorded.
+
+`serving.actions` weighs; here one action is chosen (or none: "nothing worth doing" is an answer), a randomized share is
+held back, and the shop's packing rules, handoff data and protocols are looked at, which need no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from features.arrays import Array, absent, local
+from features.contracts import TABLES
+from features.rows import Rows
+from features.vocabulary import TARGETS
+from serving.actions import TRUST, Options, goods_value
+from serving.policy import ANY, Policy, Rule
+
+WORDS: dict[str, str] = {
+    "late": "late",
+    "failed_attempt": "failed attempt",
+    "damaged": "damage",
+    "undelivered": "never arrives",
+    "returned": "return",
+}
+"""Targets as they stand before a percentage."""
+
+DAYS = 64
+"""Counts of so many actions and days are kept; the oldest go first."""
+
+NO_ADVICE: dict[str, Any] = {
+    "policy": None,
+    "tier": None,
+    "advice": None,
+    "actions": [],
+    "packages": [],
+    "violations": [],
+    "handoff": None,
+    "exceptions": [],
+}
+"""What an answer says where no policy is loaded."""
+
+
+class Capacity:
+    """How often each action was recommended in a day, by this process.
+
+    The day is that of the decision, on the shop's clock. A parcel that is asked about again counts once.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[tuple[str, str, str], set[str]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, policy: Policy, action: str, day: str, parcel: str, *, do: bool) -> bool:
+        """Whether there is room for the parcel; takes it if `do`."""
+        named = policy.action(action)
+        if named is None or named.capacity_per_day is None:
+            return True
+        with self._lock:
+            taken = self._taken.setdefault((policy.digest, named.name, day), set())
+            if len(self._taken) > DAYS:
+                del self._taken[next(iter(self._taken))]
+            if parcel in taken:
+                return True
+            if len(taken) >= named.capacity_per_day:
+                return False
+            if do:
+                taken.add(parcel)
+            return True
+
+
+def withheld(policy: Policy, action: str, parcel_id: str) -> bool:
+    """Whether the parcel is in the control arm of the action: the same answer whenever it is asked.
+
+    A number from 0 to 1, made of the SHA-256 of the policy's salt, the action and the parcel, is below the share that
+    the policy randomizes.
+    """
+    named = policy.action(action)
+    if named is None or named.randomize == 0.0:
+        return False
+    words = json.dumps([policy.salt, action, parcel_id], ensure_ascii=False)
+    drawn = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") / 2.0**64
+    return drawn < named.randomize
+
+
+def fingerprint(request: Mapping[str, Any]) -> str:
+    """SHA-256 of a request as canonical JSON: keys sorted, times in UTC, nothing else but what was given."""
+    words = json.dumps(request, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def _plain(value: Any) -> str:
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
+
+
+class Advisor:
+    """What a policy says of some rows: packing rules, handoff data and, where risks are known, what to do.
+
+    Args:
+        policy: the policy.
+        rows: the parcels.
+        options: what actions would do for them; None where no model answers.
+    """
+
+    def __init__(self, policy: Policy, rows: Rows, options: Options | None) -> None:
+        self.policy, self.rows, self.options = policy, rows, options
+        p = rows.parcels
+        self.value, _ = goods_value(rows)
+        self._lines_of = rows.lines_of()
+        read = {c.field for rule in policy.specification for c in (*rule.when, *rule.require)}
+        self._facts = {field: self._fact(field) for field in read}
+        self._missing = {column: self._absent(column) for column in policy.handoff}
+        self._documents = p["parcels", "documents_complete"].tolist()
+        self._address = p["parcels", "address_quality"].tolist()
+        self._day = local(p.decided_at, rows.zone).astype("datetime64[D]")
+
+    def _fact(self, field: str) -> list[Any]:
+        """A field of the packing rules for every parcel, None where it is not known."""
+        p = self.rows.parcels
+        if field == "fragility":
+            found: list[Any] = self.rows.per_parcel(self.rows.lines["listings", "fragility"], "max").tolist()
+        elif field == "value":
+            found = self.value.tolist()
+        elif field == "abroad":
+            home = self.policy.home_countries
+            countries = p["orders", "destination_country"].tolist()
+            return [None if c is None else bool(home) and c not in home for c in countries]
+        else:
+            table = next(t for t in ("parcels", "orders") if field in TABLES[t].names)
+            found = p[table, field].tolist()
+            if TABLES[table][field].kind == "flag":
+                return [None if v != v else bool(v) for v in found]
+        return [None if v != v else v for v in found]
+
+    def _absent(self, column: str) -> Array:
+        """Where a column of the handoff is not known, (n,) bool; of lines: where it is not of one of them."""
+        table, name = column.split(".", 1)
+        of_parcel = table in ("parcels", "orders")
+        given = (self.rows.parcels if of_parcel else self.rows.lines)[table, name]
+        none = (
+            absent(given) if given.dtype == object else np.isnat(given) if given.dtype.kind == "M" else np.isnan(given)
+        )
+        if of_parcel:
+            return np.asarray(none, dtype=bool)
+        out = np.zeros(self.rows.parcels.n, dtype=bool)
+        at = self.rows.line_parcel
+        out[at[(at >= 0) & none]] = True
+        return out
+
+    def violations(self, row: int) -> list[dict[str, Any]]:
+        """The packing rules a parcel breaks."""
+        out = []
+        for rule in self.policy.specification:
+            if all(c.met(self._facts[c.field][row]) for c in rule.when):
+                out += list(self._broken(rule, row))
+        return out
+
+    def _broken(self, rule: Rule, row: int) -> Iterator[dict[str, Any]]:
+        for condition in rule.require:
+            given = self._facts[condition.field][row]
+            if condition.met(given) is False:
+                said = (
+                    json.dumps(given)
+                    if isinstance(given, bool)
+                    else f"{given:g}"
+                    if isinstance(given, float)
+                    else given
+                )
+                yield {
+                    "rule": rule.rule,
+                    "field": condition.field,
+                    "given": given,
+                    "required": str(condition),
+                    "text": f"{rule.rule}: {condition.field} is {said}, required is {condition}",
+                }
+
+    def handoff(self, row: int) -> dict[str, Any]:
+        """What the carrier needs to know of a parcel and does not."""
+        missing = [column for column, none in self._missing.items() if none[row]]
+        incomplete = []
+        if self._documents[row] == 0.0:
+            incomplete.append({"column": "parcels.documents_complete", "given": False, "text": "documents are missing"})
+        quality, least = self._address[row], self.policy.least_address_quality
+        if quality < least:
+            text = f"the address is incomplete: quality {quality:g}, required is at least {least:g}"
+            incomplete.append({"column": "parcels.address_quality", "given": quality, "text": text})
+        return {"complete": not missing and not incomplete, "missing": missing, "incomplete": incomplete}
+
+    def exceptions(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The protocols that the risks of an answer call for."""
+        out = []
+        for target, protocol in self.policy.exceptions.items():
+            found = [(None, body["risks"][target])] if target in body["risks"] else []
+            if target == "returned":
+                found = [(line["line_id"], line) for line in body["returns"]]
+            out += [
+                {
+                    "target": target,
+                    "line_id": line,
+                    "probability": risk["probability"],
+                    "at_least": protocol.at_least,
+                    "owner": protocol.owner,
+                    "steps": list(protocol.steps),
+                }
+                for line, risk in found
+                if risk["probability"] >= protocol.at_least
+            ]
+        return out
+
+    def tier(self, row: int) -> dict[str, Any] | None:
+        """The parcel's tier."""
+        found = self.policy.tier(float(self.value[row]))
+        return None if found is None else {"name": found.name, "handling": found.handling}
+
+    def advise(
+        self,
+        row: int,
+        request: Mapping[str, Any],
+        body: dict[str, Any],
+        capacity: Capacity | None = None,
+        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> dict[str, Any]:
+        """Complete the answer about one parcel, in place, and give the decision to record.
+
+        Args:
+            row: the parcel.
+            request: as it was asked.
+            body: what is said of its risks.
+            capacity: what has been recommended before; None: nothing is counted.
+            new_id: makes the decision's id.
+        """
+        policy, decided = self.policy, self.rows.parcels.decided_at[row]
+        parcel_id = str(request["parcel"].get("parcel_id"))
+        body |= {
+            "policy": policy.digest,
+            "tier": self.tier(row),
+            "violations": self.violations(row),
+            "handoff": self.handoff(row),
+            "exceptions": self.exceptions(body),
+        }
+        decision_id = new_id()
+        ranked = [] if self.options is None else self.options.ranked(row)
+        chosen, full = self._choose(ranked, row, parcel_id, capacity)
+        key = None if chosen is None else self._key(chosen)
+        held = key is not None and withheld(policy, key, parcel_id)
+        if key is not None and not held and capacity is not None:
+            capacity.take(policy, key, str(self._day[row]), parcel_id, do=True)
+        listed = [self._option(k, row, full) for k in ranked if not (held and k == chosen)]
+        done = None if held else chosen
+        for option in listed:
+            option["recommended"] = option["action"] == key
+            if option["why_not"] is None and not option["recommended"]:
+                option["why_not"] = "one action is enough"
+        body["actions"] = listed
+        body["packages"] = self._ladder(row, None if done is None else self._key(done))
+        named = None if key is None else policy.action(key)
+        propensity = 1.0 if named is None else 1.0 - named.randomize
+        body["advice"] = {
+            "decision_id": decision_id,
+            "action": None if held else key,
+            "text": self._said(listed, full, held),
+            "arm": "none" if key is None else "control" if held else "act",
+            "propensity": propensity,
+            "owner": None if held or named is None else named.owner,
+        }
+        probabilities: dict[str, Any] = {t: risk["probability"] for t, risk in body["risks"].items()}
+        if body["returns"]:
+            probabilities["returned"] = [line["probability"] for line in body["returns"]]
+        o = self.options
+        return {
+            "decision_id": decision_id,
+            "decided_at": f"{decided}Z",
+            "parcel_id": parcel_id,
+            "order_id": request["order"].get("order_id"),
+            "customer_id": request["order"].get("customer_id"),
+            "inputs": fingerprint(request),
+            "bundle": body["bundle"],
+            "as_of": body["as_of"],
+            "policy": policy.digest,
+            "degraded": body["degraded"],
+            "probabilities": probabilities,
+            "actions": []
+            if o is None
+            else [
+                {
+                    "action": o.keys[k],
+                    "net_benefit": float(o.benefit[row, k]),
+                    "saving": float(o.saving[row, k]),
+                    "cost": float(o.cost[row, k]),
+                }
+                for k in ranked
+            ],
+            "action": key,
+            "arm": body["advice"]["arm"],
+            "propensity": propensity,
+            "net_benefit": None if chosen is None or o is None else float(o.benefit[row, chosen]),
+        }
+
+    def _key(self, k: int) -> str:
+        assert self.options is not None
+        return self.options.keys[k]
+
+    def _choose(
+        self, ranked: list[int], row: int, parcel_id: str, capacity: Capacity | None
+    ) -> tuple[int | None, list[int]]:
+        """The first action worth doing that there is room for, and those before it that there is none for."""
+        full: list[int] = []
+        for k in ranked:
+            assert self.options is not None
+            if self.options.benefit[row, k] <= self.options.least[k]:
+                continue
+            day = str(self._day[row])
+            if capacity is None or capacity.take(self.policy, self._key(k), day, parcel_id, do=False):
+                return k, full
+            full.append(k)
+        return None, full
+
+    def _option(self, k: int, row: int, full: list[int]) -> dict[str, Any]:
+        """One action as an answer says it."""
+        o = self.options
+        assert o is not None
+        action, co2e = o.actions[k], float(o.co2e_g[row, k])
+        risks = {t: [b, a] for t, (b, a) in self._risks(row, k).items() if a != b}
+        known = [e for t in o.evidence if (e := o.evidence[t][k]) is not None and (t in risks or not risks)]
+        evidence = max(known, key=TRUST.index)
+        net = float(o.benefit[row, k])
+        why_not = None
+        if net <= o.least[k]:
+            why_not = f"its net benefit is not above {self._money(float(o.least[k]))}"
+        elif k in full:
+            why_not = f"all {action.capacity_per_day} of the day are used up"
+        return {
+            "action": o.keys[k],
+            "owner": action.owner,
+            "recommended": False,
+            "saving": float(o.saving[row, k]),
+            "cost": float(o.cost[row, k]),
+            "net_benefit": net,
+            "co2e_g": None if co2e != co2e else co2e,
+            "evidence": evidence,
+            "risks": risks,
+            "text": f"{self._what(o.keys[k])}: {self._moves(risks)}, {self._nets(net)} ({evidence})",
+            "why_not": why_not,
+        }
+
+    def _risks(self, row: int, k: int | None) -> dict[str, tuple[float, float]]:
+        """Each risk before and with an action (None: without any); of `returned`, that any line comes back."""
+        o = self.options
+        assert o is not None
+        out = {}
+        for target, before in o.before.items():
+            after = before if k is None else o.after[target][:, k]
+            if TARGETS[target].unit == "parcel":
+                out[target] = float(before[row]), float(after[row])
+            elif len(mine := self._lines(row)):
+                out[target] = _any(before[mine]), _any(after[mine])
+        return out
+
+    def _lines(self, row: int) -> Array:
+        order, first = self._lines_of
+        return order[first[row] : first[row + 1]]
+
+    def _ladder(self, row: int, done: str | None) -> list[dict[str, Any]]:
+        """Every package of the policy under the parcel, weakest first."""
+        if self.options is None:
+            return []
+        o, ladder, out = self.options, self.options.ladder, []
+        place = {key: k for k, key in enumerate(o.keys)}
+        for j, name in enumerate(ladder.names):
+            k = place.get(f"package:{name}")
+            own = bool(ladder.own[row, j])
+            said = own or (k is not None and bool(o.offered[row, k]))
+            risks = {t: after for t, (_, after) in self._risks(row, None if own else k).items()} if said else None
+            dimensional, freight = (float(x[row, j]) for x in (ladder.dimensional_kg, ladder.freight))
+            out.append(
+                {
+                    "package": name,
+                    "protection_level": float(ladder.level[j]),
+                    "current": own,
+                    "recommended": done == f"package:{name}",
+                    "fits": bool(ladder.fits[row, j]),
+                    "risks": risks,
+                    "material_cost": float(ladder.material[j]),
+                    "dimensional_weight_kg": None if dimensional != dimensional else dimensional,
+                    "freight": None if freight != freight else freight,
+                    "co2e_g": float(ladder.co2e_g[row, j]),
+                    "net_benefit": 0.0 if own else float(o.benefit[row, k]) if said and k is not None else None,
+                }
+            )
+        return out
+
+    # Words.
+
+    def _money(self, amount: float) -> str:
+        return f"{amount:,.{0 if abs(amount) >= 1000 else 2}f} {self.policy.currency}"
+
+    def _nets(self, net: float) -> str:
+        return f"saves {self._money(net)} net" if net >= 0 else f"costs {self._money(-net)} more than it saves"
+
+    def _what(self, key: str) -> str:
+        kind, _, name = key.partition(":")
+        if kind == "carrier":
+            carrier, _, service = name.rpartition("/")
+            return f"Send with {carrier}{'' if service == ANY else f' {service}'}"
+        action = self.policy.action(key)
+        to = action.to if action is not None else None
+        return {
+            "package": f"Pack in {name}",
+            "add_fill": f"Fill {100 * (to or 0):.0f} % of the empty space",
+            "fix_label": "Print the label again",
+            "complete_documents": "Attach the missing documents",
+            "confirm_address": "Have the customer confirm the address",
+            "notify_customer": "Tell the customer when it comes",
+            "pickup_point": "Offer a pickup point",
+            "hold_next_pickup": "Hold it for the next pickup",
+        }[kind]
+
+    @staticmethod
+    def _moves(risks: Mapping[str, list[float]]) -> str:
+        """The two risks that move most, in words."""
+        seen = [(t, b, a) for t, (b, a) in risks.items() if f"{100 * b:.1f}" != f"{100 * a:.1f}"]
+        seen.sort(key=lambda x: -abs(x[2] - x[1]))
+        return ", ".join(f"{WORDS[t]} {100 * b:.1f} % -> {100 * a:.1f} %" for t, b, a in seen[:2]) or "no risk moves"
+
+    def _said(self, listed: list[dict[str, Any]], full: list[int], held: bool) -> str:
+        """The advice in a sentence."""
+        for option in listed:
+            if option["recommended"]:
+                return str(option["text"])
+        if held:
+            return "Nothing to do."
+        if self.options is None:
+            return "No advice: no model answers."
+        if full:
+            used = [option["text"] for option in listed if option["action"] in {self._key(k) for k in full}]
+            return f"Nothing to do, the day's capacity is used up. It would have been worth it: {used[0]}."
+        if listed:
+            return f"Nothing worth doing. The best would be: {listed[0]['text']}."
+        return "Nothing worth doing."
+
+
+def _any(p: Array) -> float:
+    """The chance that any of some lines comes back, as if one did not tell of another."""
+    kept = 1.0
+    for each in p.tolist():
+        kept *= 1.0 - each
+    return 1.0 - kept
