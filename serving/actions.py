@@ -30,6 +30,9 @@ from serving.explain import logistic
 from serving.levers import BETTER
 from serving.policy import ACTIONS, ANY, COLUMNS, Action, Effect, Package, Policy, Tariff
 
+ROUNDING = 1e-12
+"""Probabilities that are closer than this are the same."""
+
 SEEN = 4096
 """Destinations whose carriers are remembered."""
 
@@ -500,7 +503,9 @@ def _rescored(
         after = np.repeat(p_before[:, None], len(book.tariffs), axis=1)
         place = (at, which) if unit == "parcel" else (lines, which[other.line_parcel])
         after[place] = bundle.targets[target].probability(bundle.cut(target, matrix[unit]))
-        yield target, after
+        # Served risks are summed in another order, feature by feature: what differs by rounding is the same.
+        same = np.abs(after - p_before[:, None]) < ROUNDING
+        yield target, np.where(same, p_before[:, None], after)
 
 
 def _moved(

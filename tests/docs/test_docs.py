@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import get_type_hints
 
 import click
 import numpy as np
@@ -30,6 +31,7 @@ from features.definitions import FEATURES
 from features.matrix import FeatureSet, fingerprint
 from features.settings import Settings
 from features.vocabulary import TEAMS
+from serving.advice import NO_ADVICE
 from serving.schemas import Answer, Invalid, Problem, Rules
 from serving.score import LEAST, answer
 from training.cli import main
@@ -191,11 +193,16 @@ def test_json_is_what_the_service_takes_and_answers(block: Block) -> None:
     content = json.loads(block.text)
     if block.mark == "request":
         assert Rules().one(block.text.encode())
+    elif block.mark == "advice":
+        of_policy = {k: v for k, v in get_type_hints(Answer, include_extras=True).items() if k in content}
+        assert set(content) == set(NO_ADVICE)
+        for key, value in content.items():
+            TypeAdapter(of_policy[key]).validate_python(value, strict=True)
     elif block.mark == "problem":
         TypeAdapter(Problem).validate_python(content, strict=True)
         assert content["status"] == 400 and content["errors"]
     else:
-        assert block.mark == "answer", "mark it <!-- request -->, <!-- answer --> or <!-- problem -->"
+        assert block.mark == "answer", "mark it <!-- request -->, <!-- answer -->, <!-- advice --> or <!-- problem -->"
         TypeAdapter(Answer).validate_python(content, strict=True)
 
 
@@ -219,6 +226,39 @@ def test_a_documented_answer_adds_up_and_names_features_that_exist(content: dict
                 feature = FEATURES[driver["feature"]]
                 assert (driver["team"], driver["lever"]) == (feature.team, feature.lever)
                 assert driver["text"].startswith(feature.say(math.nan if driver["value"] is None else driver["value"]))
+
+
+def test_the_documented_advice_adds_up() -> None:
+    """The example's money, from its risks and the costs its page names; and the README says the same."""
+    [example] = [json.loads(b.text) for b in JSON if b.mark == "advice"]
+    page = (DOCS / "actions.md").read_text(encoding="utf-8")
+    [value] = {float(v) for v in re.findall(r"([\d.]+) EUR in all, in a light carton", page)}
+    costs = {
+        target: [float(x) for x in found]
+        for target, *found in re.findall(
+            r"`\[failures\.(\w+)\]`\s+with\s+`cost = ([\d.]+)`\s+and\s+`share_of_value = ([\d.]+)`", page
+        )
+    }
+    assert {*costs} == {"damaged", "returned"}
+    for action in example["actions"]:
+        if {*action["risks"]} <= {*costs}:
+            saved = sum(
+                (before - after) * (costs[t][0] + costs[t][1] * value) for t, (before, after) in action["risks"].items()
+            )
+            assert math.isclose(action["saving"], saved, abs_tol=1e-9)
+        assert math.isclose(action["net_benefit"], action["saving"] - action["cost"], abs_tol=1e-9)
+    nets = [a["net_benefit"] for a in example["actions"]]
+    assert nets == sorted(nets, reverse=True)
+    [done] = [a for a in example["actions"] if a["recommended"]]
+    rungs = {rung["current"]: rung for rung in example["packages"]}
+    paid = (
+        rungs[False]["freight"] + rungs[False]["material_cost"] - rungs[True]["freight"] - rungs[True]["material_cost"]
+    )
+    assert math.isclose(done["cost"], 0.42 + paid, abs_tol=1e-9)
+    assert (example["advice"]["action"], example["advice"]["text"]) == (done["action"], done["text"])
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    for action in example["actions"]:
+        assert action["text"] in readme
 
 
 def test_the_documented_request_and_answer_belong_together() -> None:
