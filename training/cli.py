@@ -851,6 +851,56 @@ def policy_check(ctx: click.Context, voice: Voice, file: Path, dataset: Path | N
     ctx.exit(1 if open_ends else 0)
 
 
+@policy.command("diff")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@dataset_argument
+@bundle_option
+@click.option("--from", "since", metavar="DATE", help="Parcels decided from then on [default: a quarter before --to].")
+@click.option("--to", "until", metavar="DATE", help="... and before then [default: when the youngest can be judged].")
+@click.option("--out", type=click.Path(path_type=Path), help="File for the changed decisions, .csv or .parquet.")
+@json_option
+@voiced
+def policy_diff(
+    voice: Voice,
+    old: Path,
+    new: Path,
+    dataset: Path,
+    bundle: Path,
+    since: str | None,
+    until: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Decide again about a past period: what would NEW have changed, in decisions, money and capacity?
+
+    Both policies see the risks that the bundle gives by what was known then. Money is expected, not what happened.
+    """
+    from features.files import write_frame
+    from serving.bundle import Bundle
+    from serving.policy import Policy
+    from serving.store import resolve
+    from training.replay import replay, table
+
+    if out is not None and out.suffix not in (".parquet", ".csv"):
+        raise click.BadParameter(f"{out}: decisions are written as .csv or .parquet", param_hint="--out")
+    policies = [Policy.load(file) for file in (old, new)]  # a mistake in them is told before the data are read
+    loaded = Bundle.load(resolve(bundle))
+    data = _open(dataset, voice)
+    found = replay(
+        data, *policies, loaded, since=_zoned(since, data), until=_zoned(until, data), progress=voice.progress
+    )
+    if out is not None:
+        write_frame(found.changed, out)
+    voice.close()
+    if as_json:
+        _dump(found.document)
+    else:
+        click.echo(table(found.document))
+    if found.document["capacity"]["new"]:
+        voice.next("set least_benefit where an action is short, and compare again")
+
+
 @main.command()
 @bundle_option
 @click.option(
