@@ -1,6 +1,8 @@
 """Whether daily looks at an experiment deceive: a thousand trials of known effect, looked at every day.
 
     python benchmarks/effect.py [--trials 1000] [--seed 0] [--write] [--picture docs/experiments]
+    python benchmarks/effect.py --shop DIR [--parcels 20000] [--seed 0]
+    python benchmarks/effect.py --shops 40 [--parcels 20000]
 
 Everything is simulated: 40 parcels a day are drawn into a trial for half a year, and each is judged a fortnight later.
 For each kind of trial the table says
@@ -16,6 +18,10 @@ For each kind of trial the table says
 The last rows are a policy of four actions that do nothing, each with its own primary target, at 5 % for all four
 (shared as `training.effect` does), and the test of arms. `--picture` draws one null trial, and how often which method
 has been fooled by which day.
+
+`--shop` makes a dataset for `doorstep effect`, a simulated year in which three actions were tried on the parcels at the
+highest true risk, and prints what they truly do there. `--shops` does the whole of that, and the command's own answer,
+for so many shops: how often the intervals of all targets held the truth on the last day and on all days.
 """
 
 from __future__ import annotations
@@ -243,13 +249,105 @@ def picture(folder: Path, trials: int, seed: int) -> None:
     (folder / "peeking.svg").write_bytes(svg(figure))
 
 
+TRIED = {"package:foam_box": ("damaged", 0.5), "pickup_point": ("failed_attempt", 0.3), "fix_label": ("late", 0.0)}
+"""Action: what it is tried against, and the share withheld."""
+
+FOLLOWED = {"leipzig": 0.6}
+"""Share of the advice that is done, by warehouse; 0.9 elsewhere."""
+
+
+def shop(folder: Path, parcels: int, seed: int) -> dict[tuple[str, str], float]:
+    """Make the dataset of a shop that tried `TRIED`; gives the true effect of the advice by action and target."""
+    from tempfile import TemporaryDirectory
+
+    import pandas as pd
+
+    from training.world import generate
+    from training.world.acting import Acting
+    from training.world.oracle import Oracle
+
+    rng = np.random.default_rng([seed, 96])
+    with TemporaryDirectory() as place:
+        world = generate(Path(place) / "world", parcels=parcels, seed=seed)
+        acting = Acting(Oracle(parcels, seed))
+        potential = acting.potential([None, *TRIED])
+        packed = pd.read_parquet(world / "parcels.parquet").set_index("parcel_id").loc[potential.parcel_id]
+        risk = np.stack(
+            [potential.probability[t][:, 0] / potential.probability[t][:, 0].mean() for t, _ in TRIED.values()]
+        )
+        wanted = np.where(risk.max(axis=0) > 1, risk.argmax(axis=0), -1)  # what is above the usual most
+        action = np.array([*TRIED, None], dtype=object)[wanted]
+        withheld = np.array([share for _, share in TRIED.values()] + [0.0])[wanted]
+        arm = np.where(wanted < 0, "none", np.where(rng.random(parcels) < withheld, "control", "act"))
+        follows = packed["node"].map(FOLLOWED).fillna(0.9).to_numpy()
+        done = (arm == "act") & (rng.random(parcels) < follows)
+        decisions = pd.DataFrame(
+            {
+                "decision_id": [f"D{k:09d}" for k in range(parcels)],
+                "parcel_id": potential.parcel_id,
+                "decided_at": packed["packed_at"].to_numpy(),
+                "action": action,
+                "arm": arm,
+                "propensity": 1 - withheld,
+                "done": np.where(done, action, None),
+                "known_at": packed["packed_at"].to_numpy(),
+                "override_reason": np.where((arm == "act") & ~done, "no time", None),
+            }
+        )
+        plan = dict(zip(decisions["parcel_id"][done], action[done], strict=True))
+        acting.act(world, folder, plan, decisions)
+    return {
+        (name, target): float(((p[:, k] - p[:, 0]) * follows)[wanted == k - 1].mean())
+        for k, name in enumerate(TRIED, 1)
+        for target, p in potential.probability.items()
+        if target != "returned"  # of lines
+    }
+
+
+def shops(n: int, parcels: int) -> str:
+    """How often the answers of `doorstep effect` are right about so many shops, in words."""
+    from tempfile import TemporaryDirectory
+
+    from features.dataset import Dataset
+    from training.effect import effect
+
+    held, always, total, right, primary = 0, 0, 0, 0, 0
+    for seed in range(n):
+        with TemporaryDirectory() as place:
+            true = shop(Path(place) / "shop", parcels, seed)
+            found = effect(Dataset.open(Path(place) / "shop"))
+        for (action, target), truth in true.items():
+            path = found.paths.get(action, {}).get(target)
+            if path is None or not np.isfinite(path.high[-1]):
+                continue
+            inside = ((path.low <= truth) & (truth <= path.high)).astype(bool)
+            total, held, always = total + 1, held + inside[-1], always + inside.all()
+        for action in found.paths:
+            primary, right = primary + 1, right + (found.document["actions"][action]["answer"] == "works")
+        print(f"{seed + 1} of {n} shops", file=sys.stderr, flush=True)
+    return (
+        f"{n} shops of {parcels:,} parcels: of {total} intervals {held} hold the truth on the last day, {always} on all "
+        f"days; {right} of {primary} actions that work are found to"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--trials", type=int, default=1_000, help="of each kind (default 1,000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="put the table into docs/experiments.md")
     parser.add_argument("--picture", type=Path, metavar="DIR", help="draw peeking.svg into this folder instead")
+    parser.add_argument("--shop", type=Path, metavar="DIR", help="make a dataset of trials in this folder instead")
+    parser.add_argument("--parcels", type=int, default=20_000, help="of that shop (default 20,000)")
+    parser.add_argument("--shops", type=int, metavar="N", help="hold the answers about N such shops against the truth")
     args = parser.parse_args()
+    if args.shops:
+        print(shops(args.shops, args.parcels))
+        return
+    if args.shop:
+        for (action, target), true in shop(args.shop, args.parcels, args.seed).items():
+            print(f"advising {action} truly changes {target} by {100 * true:+.2f} points")
+        return
     if args.picture:
         picture(args.picture, args.trials, args.seed)
         return

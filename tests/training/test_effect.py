@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from training.cli import main
 from training.effect import effect
 from training.effect_report import fragment, table
 
+ROOT = Path(__file__).resolve().parents[2]
 STRONG, FILL, LABEL = "package:strong", "add_fill", "fix_label"
 SHARE = {STRONG: 0.5, FILL: 0.3, LABEL: 0.0}
 """Withheld by lot; `fix_label` is always advised."""
@@ -206,6 +209,26 @@ class TestJudging:
         bare = {n: t for n, t in planted.tables.items() if n != "returns"}
         targets = effect(replace(planted, tables=bare)).document["actions"][STRONG]["targets"]
         assert "returned" not in targets and "damaged" in targets
+
+
+def test_in_a_simulated_year_in_which_they_were_tried_effects_are_what_they_truly_are(tmp_path):
+    """Advised by risk, skipped more in one warehouse, outcomes of the world: the truth is what its equations say."""
+    spec = importlib.util.spec_from_file_location("effect_benchmark", ROOT / "benchmarks" / "effect.py")
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = benchmark
+    spec.loader.exec_module(benchmark)
+    true = benchmark.shop(tmp_path / "tried", 12_000, 1)
+    actions = effect(Dataset.open(tmp_path / "tried")).document["actions"]
+    held = {
+        (action, target): found["difference"]["low"] <= true[action, target] <= found["difference"]["high"]
+        for action, told in actions.items()
+        for target, found in told.get("targets", {}).items()
+        if (action, target) in true and found["difference"]["low"] is not None
+    }
+    assert all(held.values()) and len(held) >= 5, held
+    assert actions["pickup_point"]["answer"] == "works"
+    assert actions["fix_label"]["answer"] == "not randomized"
 
 
 class TestOddDecisions:
