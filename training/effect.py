@@ -12,7 +12,8 @@ returns a return window after that. The rule for training, "delivered, and the w
 the faster arm first, and those that never arrive not at all. Here a parcel that never arrives has no return.
 
 **One answer per action.** Each action has one primary target, and only that can make it "work". All other targets are
-guardrails. The level is for all actions together, however many there will be: the k-th to be randomized gets
+guardrails, and with a policy so is what a parcel cost: its failures as they happened, its package, its freight, and the
+action where it was done. The level is for all actions together, however many there will be: the k-th to be randomized gets
 1 / (k (k + 1)) of it, which adds up to at most 1, and its guardrails together as much again. So no answer changes
 because another trial begins.
 """
@@ -32,6 +33,7 @@ from features.outcomes import NAT, outcomes
 from features.rows import Rows
 from features.snapshot import Snapshot, known_before, moment, moment_of
 from features.vocabulary import TARGETS
+from serving.actions import Parcels
 from serving.policy import Policy
 from training.sequences import Path, difference, mismatch, needed, odds_ratio
 
@@ -101,8 +103,8 @@ def effect(
         )
     tables = columns(dataset.tables)
     end = moment_of(dataset.settings, tables) if as_of is None else moment(as_of)
-    shop = _Shop.of(dataset, known_before(tables, end), end)
-    trials = [_Trial.of(str(name), rows, shop, policy) for name, rows in shop.decisions.groupby("action", sort=True)]
+    shop = _Shop.of(dataset, known_before(tables, end), end, policy)
+    trials = [_Trial.of(str(name), rows, shop) for name, rows in shop.decisions.groupby("action", sort=True)]
     randomized = sorted((t for t in trials if len(t.drawn)), key=lambda t: (t.drawn["decided_at"].iloc[0], t.action))
     share = {t.action: level / (k * (k + 1)) for k, t in enumerate(randomized, 1)}
     told = {t.action: t.told(shop, share.get(t.action, level)) for t in trials}
@@ -118,12 +120,16 @@ def effect(
     return Effects(document, {action: paths for action, (_, paths) in told.items() if paths})
 
 
+COST = "cost"
+"""The guardrail that is money and no target."""
+
+
 @dataclass(frozen=True)
 class _Judged:
     """One outcome of every parcel of the dataset.
 
     Attributes:
-        outcome: (n,) float64.
+        outcome: (n,) float64: 0 or 1, or money.
         when: (n,) datetime64[us], when it can be judged whatever its arm; NaT for never.
         ready: (n,) bool, it can be.
     """
@@ -142,22 +148,24 @@ class _Shop:
     judged: Mapping[str, _Judged]
     withdrawn: Array
     decisions: pd.DataFrame
+    policy: Policy | None
 
     @staticmethod
-    def of(dataset: Dataset, tables: Tables, end: np.datetime64) -> _Shop:
+    def of(dataset: Dataset, tables: Tables, end: np.datetime64, policy: Policy | None) -> _Shop:
         settings = dataset.settings
         rows = Rows({n: t for n, t in tables.items() if n != "listings"}, Snapshot.empty(settings, end))
         happened = outcomes(tables, rows, settings)
         withdrawn = happened["damaged"].withdrawn_at < end
-        judged = {}
+        decisions = _decisions(tables, rows, end)
+        judged, labels = {}, {}
         for target, t in TARGETS.items():
             if t.unit == "parcel" and "events" in tables:
-                label, _ = happened[target].label(end)
-                when = happened[target].matures_at
+                labels[target], _ = happened[target].label(end)
+                label, when = labels[target], happened[target].matures_at
             elif t.unit == "line" and {"events", "returns", "order_lines"} <= tables.keys():
-                lines, _ = happened[target].label(end)
+                labels[target], _ = happened[target].label(end)
                 mine = rows.line_parcel >= 0
-                label = np.bincount(rows.line_parcel[mine], lines[mine], minlength=rows.parcels.n) > 0
+                label = np.bincount(rows.line_parcel[mine], labels[target][mine], minlength=rows.parcels.n) > 0
                 held = np.bincount(rows.line_parcel[mine], minlength=rows.parcels.n) > 0
                 days = settings.lost_after_days + settings.return_window_days
                 when = np.where(held, rows.parcels.decided_at + days * DAY, NAT)
@@ -165,7 +173,11 @@ class _Shop:
                 continue  # without the table nobody knows, and no event is not what was seen
             if not np.isnat(when).all():
                 judged[target] = _Judged(label.astype(np.float64), when, (when < end) & ~withdrawn)
-        return _Shop(end, rows, judged, withdrawn, _decisions(tables, rows, end))
+        if policy is not None and judged:
+            when = np.fmax.reduce([j.when for j in judged.values()])
+            spent = _spent(policy, rows, {t: labels[t] for t in judged}, decisions)
+            judged[COST] = _Judged(spent, when, (when < end) & ~withdrawn)
+        return _Shop(end, rows, judged, withdrawn, decisions, policy)
 
     def counts(self) -> dict[str, Any]:
         """What the decisions are, on the whole."""
@@ -208,6 +220,27 @@ def _decisions(tables: Tables, rows: Rows, end: np.datetime64) -> pd.DataFrame:
     return d
 
 
+def _spent(policy: Policy, rows: Rows, labels: Mapping[str, Array], decisions: pd.DataFrame) -> Array:
+    """What each parcel cost, (n,): its failures, its package and its freight as recorded, and the actions done to it.
+
+    What has no price in the policy counts as nothing.
+    """
+    parcels = Parcels.of(rows, policy)
+    out = np.zeros(rows.parcels.n)
+    for target, label in labels.items():
+        money = parcels.failure(policy, target) * label
+        if TARGETS[target].unit == "line":
+            mine = rows.line_parcel >= 0
+            money = np.bincount(rows.line_parcel[mine], money[mine], minlength=len(out))
+        out += money * parcels.factor(policy)
+    out += [p.material_cost if (p := policy.packages.get(name)) else 0.0 for name in parcels.package.tolist()]
+    out += parcels.freight(policy)
+    done = decisions[decisions["done"].notna() & (decisions["row"] >= 0)].drop_duplicates(["parcel_id", "done"])
+    price = [a.cost if (a := policy.action(action)) else 0.0 for action in done["done"]]
+    out += np.bincount(done["row"], price, minlength=len(out))
+    return out
+
+
 def _left(tables: Tables, rows: Rows) -> Array:
     """When each parcel was handed over, (n,) datetime64[us]; NaT where that is not known."""
     events = tables.get("events", {})
@@ -233,9 +266,9 @@ class _Trial:
     counts: Mapping[str, int]
 
     @staticmethod
-    def of(action: str, every: pd.DataFrame, shop: _Shop, policy: Policy | None) -> _Trial:
+    def of(action: str, every: pd.DataFrame, shop: _Shop) -> _Trial:
         kind = action.partition(":")[0]
-        stated = {} if policy is None else policy.actions
+        stated = {} if shop.policy is None else shop.policy.actions
         own = stated.get(action) or stated.get(kind)
         primary = (own and own.primary) or PRIMARY.get(kind)
         # What a kind states of its effect is not this action's: of packages it is that of a level of protection.
@@ -275,7 +308,7 @@ class _Trial:
         for target in sorted(shop.judged, key=lambda t: t != self.primary):
             role = "primary" if target == self.primary else "guardrail"
             own = level if role == "primary" else level / len(set(shop.judged) - {self.primary})
-            told, paths[target] = _compared(d, shop, shop.judged[target], own)
+            told, paths[target] = _compared(d, shop, target, own)
             found[target] = {"role": role, **told}
         out["arms"] = _arms(d, shop, self.primary)
         out["targets"] = found
@@ -319,8 +352,9 @@ class _Trial:
         return _more(self.primary, own, out, level, self.expected)
 
 
-def _compared(d: pd.DataFrame, shop: _Shop, judged: _Judged, level: float) -> tuple[dict[str, Any], Path]:
+def _compared(d: pd.DataFrame, shop: _Shop, target: str, level: float) -> tuple[dict[str, Any], Path]:
     """The arms of a trial by one outcome."""
+    judged, event = shop.judged[target], target != COST
     row = d["row"].to_numpy()
     ready = take(judged.ready, row, False)
     treated, chance = (d["arm"] == "act").to_numpy()[ready], d["propensity"].to_numpy()[ready]
@@ -333,14 +367,14 @@ def _compared(d: pd.DataFrame, shop: _Shop, judged: _Judged, level: float) -> tu
         "young": int(((row >= 0) & ~ready & ~withdrawn & ~never).sum()),
         "never_judged": int(never.sum()),
         "withdrawn": int(withdrawn.sum()),
-        "events": {"act": int(outcome[treated].sum()), "control": int(outcome[~treated].sum())},
+        "events": {"act": int(outcome[treated].sum()), "control": int(outcome[~treated].sum())} if event else None,
         "rate": {
             "act": _weighted(outcome[treated], 1 / chance[treated]),
             "control": _weighted(outcome[~treated], 1 / (1 - chance[~treated])),
         },
         "level": level,
         "difference": _last(path),
-        "odds_ratio": _last(odds_ratio(outcome, treated, chance, look, level)),
+        "odds_ratio": _last(odds_ratio(outcome, treated, chance, look, level)) if event else None,
         "verdict": "cannot tell",
         "since": None,
     }
@@ -414,6 +448,12 @@ def _round(n: float) -> int:
 def _said(target: str, found: Mapping[str, Any]) -> str:
     """A difference in words."""
     d = found["difference"]
+    if target == COST:
+        ends = ", ".join(f"{d[k]:+.2f}" for k in ("low", "high"))
+        return (
+            f"a parcel costs {found['rate']['act']:.2f} with it, {found['rate']['control']:.2f} without: "
+            f"{d['value']:+.2f} [{ends}]"
+        )
     points = ", ".join(f"{100 * d[k]:+.2f}" for k in ("low", "high"))
     rate = found["rate"]
     return (

@@ -26,11 +26,13 @@ def table(document: Mapping[str, Any]) -> str:
     rows = [["action", "target", "judged, with and without", "with", "without", "points", "odds"]]
     for action, found in document["actions"].items():
         for k, (target, f) in enumerate(found.get("targets", {}).items()):
-            rates = (_percent(f["rate"][arm]) for arm in ("act", "control"))
+            money = f["odds_ratio"] is None
+            rates = (_percent(f["rate"][arm], money) for arm in ("act", "control"))
             counts = " and ".join(f"{n:,}" for n in f["judged"].values())
             mark = f"{target} *" if f["role"] == "primary" else target
-            points = _interval(f["difference"], 100, "+.2f")
-            rows.append(["" if k else action, mark, counts, *rates, points, _interval(f["odds_ratio"], 1, ".2f")])
+            points = _interval(f["difference"], 1 if money else 100, "+.2f")
+            odds = "" if money else _interval(f["odds_ratio"], 1, ".2f")
+            rows.append(["" if k else action, mark, counts, *rates, points, odds])
     if len(rows) > 1:
         sure = f"{100 * document['level']:g} %"
         out += [
@@ -48,8 +50,8 @@ def table(document: Mapping[str, Any]) -> str:
     return "\n".join(out)
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
+def _percent(share: float | None, money: bool) -> str:
+    return "-" if share is None else f"{share:.2f}" if money else f"{100 * share:.2f} %"
 
 
 def _interval(found: Mapping[str, float | None], factor: float, form: str) -> str:
@@ -107,7 +109,7 @@ def fragment(document: Mapping[str, Any]) -> str:
     for action, found in document["actions"].items():
         for target, f in found.get("targets", {}).items():
             odds = f["odds_ratio"]
-            if f["verdict"] == "cannot tell" or odds["low"] is None or found["answer"] == "cannot tell yet":
+            if odds is None or odds["low"] is None or "cannot tell" in (f["verdict"], found["answer"][:11]):
                 continue
             key = action if re.fullmatch(r"[A-Za-z0-9_-]+", action) else f'"{action}"'
             n = sum(f["judged"].values())
@@ -166,7 +168,7 @@ def _picture(action: str, document: Mapping[str, Any], paths: Mapping[str, Path]
     n = f"{sum(targets[shown]['judged'].values()):,} parcels judged"
     head = title(f"{action}: {found['answer']}", n, document["simulated"])
     left.set_title(head, fontsize=11, color=INK, loc="left")
-    names = list(targets)[::-1]
+    names = [t for t, f in targets.items() if f["odds_ratio"] is not None][::-1]  # money is on another scale
     for place, target in enumerate(names):
         d = targets[target]["difference"]
         if d["low"] is not None:

@@ -8,17 +8,21 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
+import tomli_w
 from click.testing import CliRunner, Result
 
 from features import Dataset
+from serving.policy import Policy
 from training.cli import main
 from training.effect import effect
 from training.effect_report import fragment, table
+from training.policy import draft
 
 ROOT = Path(__file__).resolve().parents[2]
 STRONG, FILL, LABEL = "package:strong", "add_fill", "fix_label"
@@ -314,6 +318,90 @@ class TestOddDecisions:
         told = document["actions"][STRONG]
         assert told["answer"] == "cannot tell yet" and "no parcel is old enough" in told["why"]
         assert sum(told["targets"]["damaged"]["judged"].values()) == 0 < told["targets"]["damaged"]["young"]
+
+
+class TestPolicy:
+    """With a policy: what an action is judged by, what is expected of it, and what a parcel cost as a guardrail."""
+
+    def test_the_declared_target_is_the_primary_one_and_the_stated_odds_are_planned_for(self, planted, decisions):
+        document = priced(planted)
+        document["actions"]["add_fill"] |= {
+            "primary": "late",
+            "effects": {"late": {"odds_ratio": 0.5, "source": "assumed"}},
+        }
+        large = effect(planted, policy=Policy.parse(tomli_w.dumps(document))).document["actions"][FILL]
+        assert large["primary"] == "late" and large["targets"]["late"]["role"] == "primary"
+        document["actions"]["add_fill"]["effects"]["late"]["odds_ratio"] = 0.9
+        small = effect(planted, policy=Policy.parse(tomli_w.dumps(document))).document["actions"][FILL]
+        assert small["more_parcels"] > 3 * large["more_parcels"]
+
+    def test_what_a_parcel_cost_is_counted_from_the_tables(self, planted, decisions, found):
+        document = priced(planted)
+        told = effect(planted, policy=Policy.parse(tomli_w.dumps(document))).document
+        as_of, days = (
+            pd.Timestamp(told["as_of"]),
+            planted.settings.lost_after_days + planted.settings.return_window_days,
+        )
+        parcels = (
+            planted.tables["parcels"].merge(planted.tables["orders"], on="order_id").merge(decisions, on="parcel_id")
+        )
+        events = planted.tables["events"]
+        cost = parcels["package_type"].map({n: p["material_cost"] for n, p in document["packages"].items()}).fillna(0)
+        for kind, target in (("attempt_failed", "failed_attempt"), ("damaged", "damaged")):
+            cost += parcels["parcel_id"].isin(events.loc[events["kind"] == kind, "parcel_id"]) * COSTS[target]
+        came = planted.tables["order_lines"].merge(planted.tables["returns"], on="line_id").drop_duplicates("line_id")
+        cost += parcels["parcel_id"].map(came.groupby("parcel_id").size()).fillna(0) * COSTS["returned"]
+        arrived = parcels["parcel_id"].map(
+            events.query("kind == 'delivered'").groupby("parcel_id")["happened_at"].min()
+        )
+        cost += ~(arrived <= parcels["promised_to"]) * COSTS["late"]
+        last = events[events["kind"].isin(["delivered", "lost", "refused", "returned_to_sender"])]
+        last = last.sort_values("happened_at").drop_duplicates("parcel_id", keep="last").set_index("parcel_id")["kind"]
+        cost += (parcels["parcel_id"].map(last) != "delivered") * COSTS["undelivered"]
+        volume = (
+            parcels[["package_length_mm", "package_width_mm", "package_height_mm"]].prod(axis=1, skipna=False) / 1e3
+        )
+        for (carrier, service), rows in parcels.groupby(["carrier", "service"]):
+            t = document["carriers"].get(carrier, {}).get(service)
+            if t is not None:
+                billed = np.fmax(rows["weight_g"] / 1e3, volume[rows.index] / t["dimensional_divisor"])
+                cost[rows.index] += t["base_price"] + t["price_per_kg"] * billed.fillna(0)
+        cost += parcels["done"].map({STRONG: 0.5, FILL: 0.25, LABEL: 0.125}).fillna(0)
+        due = parcels[["promised_to", "packed_at"]].max(axis=1)
+        due = np.fmax(due, parcels["packed_at"] + pd.Timedelta(days=days))
+        for action in (STRONG, FILL):
+            own = told["actions"][action]["targets"]["cost"]
+            assert own["role"] == "guardrail" and own["odds_ratio"] is None and own["events"] is None
+            mine = parcels[(parcels["action"] == action) & (due < as_of)]
+            gone = set(events.loc[events["kind"] == "handover_failed", "parcel_id"])
+            mine = mine[~mine["parcel_id"].isin(gone)]
+            for arm in ("act", "control"):
+                rows = mine[mine["arm"] == arm]
+                assert own["judged"][arm] == len(rows)
+                assert own["rate"][arm] == pytest.approx(cost[rows.index].mean()), (action, arm)
+        assert "cost" not in fragment(told) and "cost" in table(told)
+
+    def test_an_action_that_costs_more_than_it_saves_does_not_pay(self, planted, tmp_path):
+        document = priced(planted)
+        document["actions"]["package"]["cost"] = 60.0
+        found = effect(planted, policy=Policy.parse(tomli_w.dumps(document)))
+        told = found.document["actions"][STRONG]
+        assert told["answer"] == "does harm" and told["why"].startswith("a parcel costs")
+        assert "damaged" in told["why"] and STRONG in fragment(found.document)
+
+
+COSTS = {"late": 3.0, "failed_attempt": 4.0, "damaged": 20.0, "undelivered": 30.0, "returned": 7.0}
+
+
+def priced(shop: Dataset) -> dict[str, Any]:
+    """A policy of round prices, whatever the goods are worth."""
+    document = tomllib.loads(draft(shop))
+    document["failures"] = {t: {"cost": cost, "share_of_value": 0.0} for t, cost in COSTS.items()}
+    document["business_factor"] = 1.0
+    document["tiers"] = []
+    for action, cost in (("package", 0.5), ("add_fill", 0.25), ("fix_label", 0.125)):
+        document["actions"][action]["cost"] = cost
+    return document
 
 
 class TestAdherence:
