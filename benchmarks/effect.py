@@ -326,8 +326,8 @@ def shops(n: int, parcels: int) -> str:
             primary, right = primary + 1, right + (found.document["actions"][action]["answer"] == "works")
         print(f"{seed + 1} of {n} shops", file=sys.stderr, flush=True)
     return (
-        f"{n} shops of {parcels:,} parcels: of {total} intervals {held} hold the truth on the last day, {always} on all "
-        f"days; {right} of {primary} actions that work are found to"
+        f"{n} shops of {parcels:,} parcels: of {total} intervals {held} hold the truth on the last day, {always} on "
+        f"all days; {right} of {primary} actions that work are found to"
     )
 
 

@@ -222,11 +222,8 @@ def weigh(bundle: Bundle, policy: Policy, rows: Rows, probability: Mapping[str, 
     factor = _factor(policy, parcels)
     saving, weighted = np.zeros((n, k)), np.zeros((n, k))
     for target, p in before.items():
-        failure, line = policy.failures[target], TARGETS[target].unit == "line"
-        value = parcels.line_value if line else parcels.value
-        each = failure.cost + failure.share_of_value * np.where(np.isnan(value), 0.0, value)
-        gain = (p[:, None] - after[target]) * each[:, None]
-        if line:
+        gain = (p[:, None] - after[target]) * _failure(policy, parcels, target)[:, None]
+        if TARGETS[target].unit == "line":
             gain = _per_parcel(gain, rows.line_parcel, n)
         gain *= factor[:, None]
         saving += gain
@@ -248,6 +245,38 @@ def weigh(bundle: Bundle, policy: Policy, rows: Rows, probability: Mapping[str, 
         ladder=ladder,
         line_parcel=rows.line_parcel,
     )
+
+
+def spent(policy: Policy, rows: Rows, happened: Mapping[str, Array]) -> Array:
+    """What parcels cost at the policy's prices, as they were packed and sent: failures, material and freight, (n,).
+
+    What has no price there, a package or a service that the policy does not know, counts as nothing.
+
+    Args:
+        policy: what things cost.
+        rows: the parcels.
+        happened: per target, (n,) or (l,), 1 where it happened, else 0.
+    """
+    book, parcels = _book(policy), Parcels.of(rows, policy)
+    out = np.zeros(rows.parcels.n)
+    for target, which in happened.items():
+        money = (which * _failure(policy, parcels, target))[:, None]
+        out += (_per_parcel(money, rows.line_parcel, len(out)) if TARGETS[target].unit == "line" else money)[:, 0]
+    out *= _factor(policy, parcels)
+    out += np.array([*(p.material_cost for p in book.packages), 0.0])[
+        _positions(parcels.package, {p.name: i for i, p in enumerate(book.packages)})
+    ]
+    tariff = _own_tariff(book, parcels)
+    sent = np.flatnonzero(tariff >= 0)
+    out[sent] += _prices(book, parcels)[sent, tariff[sent]]
+    return out
+
+
+def _failure(policy: Policy, parcels: Parcels, target: str) -> Array:
+    """What one failure costs of each parcel or line, (n,) or (l,), before the factors of `_factor`."""
+    failure = policy.failures[target]
+    value = parcels.line_value if TARGETS[target].unit == "line" else parcels.value
+    return np.asarray(failure.cost + failure.share_of_value * np.where(np.isnan(value), 0.0, value))
 
 
 def _per_parcel(of_lines: Array, line_parcel: Array, n: int) -> Array:
@@ -461,14 +490,19 @@ def _services(book: _Book, parcels: Parcels) -> tuple[Array, Array, Array]:
         names = np.array([t.service for t in book.tariffs], dtype=object)
         mine = np.array([s or ANY for s in parcels.service.tolist()], dtype=object)
         offered &= np.equal(names[None], mine[:, None]).astype(bool)
-    volume = parcels.sides.prod(axis=1)[:, None] / 1000.0
-    billable = np.fmax(parcels.weight_kg[:, None], volume / book.price[:, 2])
-    price = book.price[:, 0] + book.price[:, 1] * np.where(np.isnan(billable), 0.0, billable)
+    price = _prices(book, parcels)
     carriage = book.grams * (parcels.weight_kg * parcels.distance_km)[:, None]
     mine = np.maximum(tariff, 0)[:, None]
     more = price - np.take_along_axis(price, mine, axis=1)
     co2e = carriage - np.take_along_axis(carriage, mine, axis=1)
     return offered, more, co2e
+
+
+def _prices(book: _Book, parcels: Parcels) -> Array:
+    """What each service asks for each parcel as it is packed, (n, C)."""
+    volume = parcels.sides.prod(axis=1)[:, None] / 1000.0
+    billable = np.fmax(parcels.weight_kg[:, None], volume / book.price[:, 2])
+    return np.asarray(book.price[:, 0] + book.price[:, 1] * np.where(np.isnan(billable), 0.0, billable))
 
 
 def _rescored(

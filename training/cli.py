@@ -884,11 +884,11 @@ def policy_diff(
 
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise click.BadParameter(f"{out}: decisions are written as .csv or .parquet", param_hint="--out")
-    policies = [Policy.load(file) for file in (old, new)]  # a mistake in them is told before the data are read
+    before, after = Policy.load(old), Policy.load(new)  # a mistake in them is told before the data are read
     loaded = Bundle.load(resolve(bundle))
     data = _open(dataset, voice)
     found = replay(
-        data, *policies, loaded, since=_zoned(since, data), until=_zoned(until, data), progress=voice.progress
+        data, before, after, loaded, since=_zoned(since, data), until=_zoned(until, data), progress=voice.progress
     )
     if out is not None:
         write_frame(found.changed, out)

@@ -13,8 +13,8 @@ the faster arm first, and those that never arrive not at all. Here a parcel that
 
 **One answer per action.** Each action has one primary target, and only that can make it "work". All other targets are
 guardrails, and with a policy so is what a parcel cost: its failures as they happened, its package, its freight, and the
-action where it was done. The level is for all actions together, however many there will be: the k-th to be randomized gets
-1 / (k (k + 1)) of it, which adds up to at most 1, and its guardrails together as much again. So no answer changes
+action where it was done. The level is for all actions together, however many there will be: the k-th to be randomized
+gets 1 / (k (k + 1)) of it, which adds up to at most 1, and its guardrails together as much again. So no answer changes
 because another trial begins.
 """
 
@@ -33,7 +33,7 @@ from features.outcomes import NAT, outcomes
 from features.rows import Rows
 from features.snapshot import Snapshot, known_before, moment, moment_of
 from features.vocabulary import TARGETS
-from serving.actions import Parcels
+from serving.actions import spent
 from serving.policy import Policy
 from training.sequences import Path, difference, mismatch, needed, odds_ratio
 
@@ -225,16 +225,7 @@ def _spent(policy: Policy, rows: Rows, labels: Mapping[str, Array], decisions: p
 
     What has no price in the policy counts as nothing.
     """
-    parcels = Parcels.of(rows, policy)
-    out = np.zeros(rows.parcels.n)
-    for target, label in labels.items():
-        money = parcels.failure(policy, target) * label
-        if TARGETS[target].unit == "line":
-            mine = rows.line_parcel >= 0
-            money = np.bincount(rows.line_parcel[mine], money[mine], minlength=len(out))
-        out += money * parcels.factor(policy)
-    out += [p.material_cost if (p := policy.packages.get(name)) else 0.0 for name in parcels.package.tolist()]
-    out += parcels.freight(policy)
+    out = spent(policy, rows, labels)
     done = decisions[decisions["done"].notna() & (decisions["row"] >= 0)].drop_duplicates(["parcel_id", "done"])
     price = [a.cost if (a := policy.action(action)) else 0.0 for action in done["done"]]
     out += np.bincount(done["row"], price, minlength=len(out))

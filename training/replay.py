@@ -105,10 +105,8 @@ def replay(
         progress(f"weighed {min(first + CHUNK, len(at)):,} of {len(at):,} parcels")
     ids, day = rows.parcel_id[at], local(decided[at], rows.zone).astype("datetime64[D]").astype(np.int64)
     progress("deciding")
-    theirs, ours = (
-        _Decided.of(_Weighed.joined([part[k] for part in parts]), policy, ids, day)
-        for k, policy in enumerate((old, new))
-    )
+    theirs = _Decided.of(_Weighed.joined([o for o, _, _ in parts]), old, ids, day)
+    ours = _Decided.of(_Weighed.joined([n for _, n, _ in parts]), new, ids, day)
     cross = np.concatenate([part[2] for part in parts])
     return _compared(dataset, (old, theirs), (new, ours), cross, ids, decided[at], day, bundle, as_of)
 
