@@ -26,6 +26,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SCOPE_KEY = "doorstep.request"
 """Where the scope holds what `accept` made of the body."""
+PROBLEM = b"application/problem+json"
 MAX_BODY = 2_000_000
 """Bytes of a body, unless told otherwise."""
 DRAINED = 32_000_000
@@ -37,6 +38,8 @@ _SLUGS = {
     404: "not-found",
     405: "method-not-allowed",
     408: "body-too-slow",
+    409: "conflict",
+    410: "gone",
     413: "body-too-large",
     415: "not-json",
     500: "internal-error",
@@ -146,6 +149,8 @@ class Guard:
             await self.app(scope, receive, answer)
             if not answer.complete:
                 raise answer.refusal()
+            if answer.status >= 400:
+                self.on_refusal(answer.status)
         except Refused as e:
             self.on_refusal(e.status)
             if not answer.started:
@@ -230,15 +235,16 @@ class _Answer:
             (b"cache-control", b"no-store"),
         ]
         self._held: int | None = None
+        self.status = 0
         self.started = False
         self.complete = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            if message["status"] >= 400:
+            if message["status"] >= 400 and (b"content-type", PROBLEM) not in message.get("headers", ()):
                 self._held = message["status"]
                 return
-            self.started = True
+            self.started, self.status = True, message["status"]
             message["headers"] = [*message.get("headers", ()), *self._headers]
         elif self._held is not None:
             return
@@ -260,7 +266,7 @@ class _Answer:
         self.started = self.complete = True
         body = refused.body()
         headers = [
-            (b"content-type", b"application/problem+json"),
+            (b"content-type", PROBLEM),
             (b"content-length", str(len(body)).encode()),
             *self._headers,
             *refused.headers,

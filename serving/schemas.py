@@ -46,6 +46,7 @@ MESSAGES: dict[str, str] = {
     "time": "is not a time",
     "finite_number": "is not finite",
     "string_too_short": "is empty",
+    "literal_error": "is not a known code",
     **dict.fromkeys(
         ("greater_than_equal", "less_than_equal", "string_too_long", "too_long"),
         "is out of bounds",
@@ -545,6 +546,60 @@ class Rules:
         }
 
 
+class Fields:
+    """One flat object of columns, such as a report of an outcome: what may stand in it, and how it is refused.
+
+    Args:
+        name: of the type, in the documentation.
+        help: what it is.
+        columns: what it may hold; null and empty text are as if the column were left out.
+    """
+
+    def __init__(self, name: str, help: str, columns: Iterable[Column]) -> None:
+        self.help = help
+        self.columns = {c.name: c for c in columns}
+        fields: dict[str, Any] = {}
+        for c in self.columns.values():
+            type_: Any = Literal[c.codes] if c.codes else _type(c)
+            described = Field(description=c.help)
+            fields[c.name] = Required[Annotated[type_, described]] if c.required else Annotated[type_ | None, described]
+        self.type: Any = _typed_dict(name, fields, total=False)
+        self.type.__pydantic_config__ = ConfigDict(extra="forbid")
+        self.type.__doc__, self.type.__module__ = help, __name__
+        self._adapter: TypeAdapter[Any] = TypeAdapter(self.type)
+
+    def read(self, body: bytes) -> dict[str, Any]:
+        """What `body` holds, without what is empty, times as aware datetimes. Raises Invalid."""
+        content = _parse(body)
+        names = ", ".join(self.columns)
+        if not isinstance(content, dict):
+            raise _invalid([_fault((), "is not an object", content, f"an object of {names}")])
+        faults = []
+        for name in [n for n in content if n not in self.columns][: MAX_ERRORS + 1]:
+            near = get_close_matches(name[:80].lower(), self.columns, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            faults.append(_fault((name[:80],), "is not a known field", content[name], f"{hint}known are {names}"))
+        if not faults:
+            try:
+                return _clean(self._adapter.validate_python(content))
+            except ValidationError as e:
+                for error in e.errors(include_url=False, include_context=False):
+                    column = self.columns[str(error["loc"][0])]
+                    given = None if error["type"] == "missing" else error["input"]
+                    faults.append(self.fault(column.name, MESSAGES.get(error["type"], "is of the wrong type"), given))
+        raise _invalid(faults)
+
+    def fault(self, column: str, message: str, given: Any, allowed: str = "") -> dict[str, Any]:
+        """One fault of a column; what is allowed is what its contract says, unless told."""
+        c = self.columns[column]
+        says = f"one of {', '.join(c.codes)}" if c.codes else _allowed(c)
+        return _fault((column,), message, given, allowed or says)
+
+    def refusal(self, *faults: dict[str, Any]) -> Invalid:
+        """The refusal of a request with these faults."""
+        return _invalid(list(faults))
+
+
 def _parse(body: bytes) -> Any:
     try:
         return from_json(body)
@@ -599,20 +654,52 @@ def _contradictions(loc: tuple[int, ...], request: dict[str, Any]) -> Iterator[d
                 )
 
 
-def openapi(rules: Rules, *, version: str, answers: list[Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ReportDocs:
+    """How an endpoint that takes reports is described.
+
+    Attributes:
+        name, summary: of the operation.
+        fields: what a report holds.
+        example, receipt: a report, and the answer to it.
+    """
+
+    name: str
+    summary: str
+    fields: Fields
+    example: dict[str, Any]
+    receipt: dict[str, Any]
+
+
+class Receipt(TypedDict):
+    """That a report is recorded: the same, whenever the same report is sent again."""
+
+    key: str
+    decision_id: str
+    recorded_at: Annotated[str, Field(description="when it was acknowledged, UTC")]
+    seq: Annotated[int, Field(description="its place in the chain of records")]
+    hash: Annotated[str, Field(description="the chain's hash up to it")]
+
+
+def openapi(
+    rules: Rules, *, version: str, answers: list[Any], reports: Mapping[str, ReportDocs] | None = None
+) -> dict[str, Any]:
     """The OpenAPI 3.1 document, with one worked example per endpoint.
 
     Args:
         rules: what this service accepts now, extra columns included.
         version: version of the project.
         answers: what the service answers to `EXAMPLE`, a list of one.
+        reports: endpoints that take reports, by path.
     """
+    reports = reports or {}
+    named = [("request", rules.request), ("answer", Answer), ("problem", Problem), ("receipt", Receipt)]
+    named += [(r.name, r.fields.type) for r in reports.values()]
     types: list[tuple[str, Literal["validation"], TypeAdapter[Any]]] = [
-        (name, "validation", TypeAdapter(type_))
-        for name, type_ in (("request", rules.request), ("answer", Answer), ("problem", Problem))
+        (name, "validation", TypeAdapter(type_)) for name, type_ in named
     ]
     refs, definitions = TypeAdapter.json_schemas(types, ref_template="#/components/schemas/{model}")
-    schema = {name: refs[(name, "validation")] for name, _, _ in types}
+    schema: dict[str, Any] = {name: refs[(name, "validation")] for name, _, _ in types}
 
     def body(of: Any, example: Any, kind: str = "application/json") -> dict[str, Any]:
         return {kind: {"schema": of, "example": example}}
@@ -653,6 +740,19 @@ def openapi(rules: Rules, *, version: str, answers: list[Any]) -> dict[str, Any]
             }
         }
 
+    def report(docs: ReportDocs) -> dict[str, Any]:
+        out = post(docs.name, docs.summary, schema[docs.name], docs.example, schema["receipt"], docs.receipt)
+        responses = out["post"]["responses"]
+        responses["200"]["description"] = "It is recorded"
+        for status, text in (
+            ("404", "There is no such decision, or no ledger is kept"),
+            ("409", "It contradicts what is recorded: in what, and under which key"),
+            ("410", "What the decision said was erased, or has passed its retention"),
+            ("503", "The ledger's database does not answer; nothing is recorded, try again after Retry-After seconds"),
+        ):
+            responses[status] = {"description": text, "content": problems["408"]["content"]}
+        return out
+
     def get(name: str, text: str) -> dict[str, Any]:
         return {"get": {"operationId": name, "summary": text, "responses": {"200": {"description": text}}}}
 
@@ -677,6 +777,7 @@ def openapi(rules: Rules, *, version: str, answers: list[Any]) -> dict[str, Any]
                 {**listed, "items": schema["answer"]},
                 answers,
             ),
+            **{path: report(docs) for path, docs in reports.items()},
             "/livez": get("livez", "The process is alive"),
             "/readyz": get("readyz", "The service can answer"),
             "/metrics": get("metrics", "Prometheus metrics"),

@@ -4,7 +4,7 @@ Nothing is decided here. One process holds one bundle, one snapshot and one poli
 request takes them once, when it is validated, and keeps them to the end.
 
 Settings, all optional: `DOORSTEP_BUNDLE` and `DOORSTEP_SNAPSHOT` (a directory, or a store of published versions),
-`DOORSTEP_POLICY` (a file),
+`DOORSTEP_POLICY` (a file), `DOORSTEP_LEDGER` (the URL of a database: decisions, outcomes and overrides are recorded),
 `DOORSTEP_MAX_BODY` (bytes), `DOORSTEP_WORKERS` (processes).
 """
 
@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,9 @@ from starlette.routing import Route
 from features.snapshot import Snapshot
 from serving.advice import Capacity
 from serving.bundle import Bundle
-from serving.guard import MAX_BODY, SCOPE_KEY, App, Guard
+from serving.guard import MAX_BODY, PROBLEM, SCOPE_KEY, App, Guard, Refused
+from serving.ledger.schemas import DOCS, PATHS
+from serving.ledger.schemas import read as read_report
 from serving.policy import Policy
 from serving.schemas import EXAMPLE, Answer, Rules, openapi
 from serving.score import decide, unknown_codes
@@ -45,9 +48,13 @@ from serving.together import Together
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge
 
+    from serving.ledger import Recorder
+
 ENDPOINTS: dict[str, str] = {
     "/v1/risk": "POST",
     "/v1/risk/batch": "POST",
+    "/v1/outcomes": "POST",
+    "/v1/overrides": "POST",
     "/": "GET",
     "/docs.json": "GET",
     "/schema.json": "GET",
@@ -82,11 +89,12 @@ class Work:
 
 
 class Live:
-    """The bundle, the snapshot and the policy of this process.
+    """The bundle, the snapshot, the policy and the ledger of this process.
 
     Attributes:
         loaded: what is used now; replaced whole, in one assignment.
         capacity: what this process has recommended.
+        recorder: records decisions and reports; None if no ledger is kept.
     """
 
     def __init__(self) -> None:
@@ -102,17 +110,24 @@ class Live:
         self.capacity = Capacity()
         self.loaded = Loaded(None, None, _RULES)
         self.on_swap: Callable[[Loaded], None] = lambda loaded: None
+        self.recorder: Recorder | None = None
 
     def start(self) -> None:
         """Load what is configured, then keep looking for new versions."""
         for watcher in (self.snapshot, self.bundle, self.policy):
             watcher.check()
             watcher.start()
+        if os.environ.get("DOORSTEP_LEDGER"):
+            from serving.ledger import Recorder
+
+            self.recorder = Recorder.from_environment()
 
     def stop(self) -> None:
-        """Stop looking."""
+        """Stop looking, and deliver what was recorded."""
         for watcher in (self.snapshot, self.bundle, self.policy):
             watcher.stop()
+        if self.recorder is not None:
+            self.recorder.close()
 
     def _load_bundle(self, directory: Path) -> Bundle:
         """A bundle that has answered once: one that cannot is refused here, and no request pays for a first time."""
@@ -137,8 +152,10 @@ class Live:
         self.on_swap(self.loaded)
         freeze()
 
-    def accept(self, path: str, body: bytes) -> Work:
-        """Validate the body of a POST against what is loaded now. Raises Invalid."""
+    def accept(self, path: str, body: bytes) -> Any:
+        """Validate the body of a POST, against what is loaded now. Raises Invalid."""
+        if path in PATHS:
+            return read_report(path, body, datetime.now(UTC))
         loaded = self.loaded
         read = loaded.rules.many if path.endswith("/batch") else loaded.rules.one
         return Work(read(body), loaded)
@@ -175,6 +192,8 @@ class Metrics:
         self.predictions: Callable[[str, str], Counter] = functools.lru_cache(256)(predictions.labels)
         self.degraded: Counter = Counter("doorstep_degraded_total", "Answers given from base rates only")
         self.unknown: Counter = Counter("doorstep_unknown_code_total", "Codes in requests that the history never saw")
+        self.recorded: Counter = Counter("doorstep_recorded_total", "Decisions recorded, durably, before the answer")
+        self.unrecorded: Counter = Counter("doorstep_not_recorded_total", "Decisions answered but not recorded")
         self.refused: Counter = Counter("doorstep_refused_total", "Requests answered with an error", ["status"])
         self.info: Gauge = Gauge(
             "doorstep_bundle_info", "1 for what is served now", ["bundle", "as_of"], multiprocess_mode="livemax"
@@ -223,10 +242,10 @@ def metrics() -> Metrics:
     return Metrics()
 
 
-def _answer(work: Work) -> list[dict[str, Any]]:
+def _answer(work: Work) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     answers, decisions = _decide(work)
     metrics().answered(work, answers, decisions)
-    return answers
+    return answers, decisions
 
 
 def _decide(work: Work) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -255,6 +274,38 @@ def _decide(work: Work) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     raise RuntimeError("not even base rates can be answered")
 
 
+def _recorded(answers: list[dict[str, Any]], decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The answers, once what was decided with them is durable; all of it at once. The bench is answered in any case."""
+    recorder = live().recorder
+    if recorder is None or not decisions:
+        return answers
+    from serving.ledger import RecordError
+
+    try:
+        recorder.record(decisions)
+        metrics().recorded.inc(len(decisions))
+    except RecordError as error:
+        metrics().unrecorded.inc(len(decisions))
+        lost = {d["parcel_id"] for d in decisions}
+        for a in answers:
+            if a["parcel_id"] in lost:
+                a["warnings"].append(f"this decision is not recorded: {error}")
+    return answers
+
+
+def _report(request: Request) -> Response:
+    """Record an outcome or an override. Works in a thread: the database may take its time."""
+    path, content = request.url.path, request.scope[SCOPE_KEY]
+    recorder = live().recorder
+    try:
+        if recorder is None:
+            raise Refused(404, "This service keeps no ledger; DOORSTEP_LEDGER names the database of one.")
+        return Response(to_json(recorder.report(path, content)), media_type="application/json")
+    except Refused as refused:
+        headers = {name.decode(): value.decode() for name, value in refused.headers}
+        return Response(refused.body(), refused.status, headers, media_type=PROBLEM.decode())
+
+
 def _json(content: Any) -> Any:
     """A finished response, so that BentoML does not validate and copy the answer once more."""
     return Response(to_json(content), media_type="application/json")
@@ -273,7 +324,8 @@ def _docs(request: Request) -> Response:
     loaded = live().loaded
     example = loaded.rules.one(to_json(EXAMPLE))
     answers, _ = decide(loaded.bundle, loaded.snapshot, loaded.policy, example)
-    return Response(to_json(openapi(loaded.rules, version=_version(), answers=answers)), media_type="application/json")
+    content = openapi(loaded.rules, version=_version(), answers=answers, reports=DOCS)
+    return Response(to_json(content), media_type="application/json")
 
 
 def _version() -> str:
@@ -288,14 +340,23 @@ def _version() -> str:
 def _join(works: list[Work]) -> list[dict[str, Any]]:
     """Answer requests of one parcel each together: those that were checked against the same bundle and policy."""
     out: dict[int, dict[str, Any]] = {}
+    decided: list[dict[str, Any]] = []
     for loaded in {id(w.loaded): w.loaded for w in works}.values():
         mine = [i for i, w in enumerate(works) if w.loaded is loaded]
-        out |= zip(mine, _answer(Work([works[i].requests[0] for i in mine], loaded)), strict=True)
-    return [out[i] for i in range(len(works))]
+        answers, decisions = _answer(Work([works[i].requests[0] for i in mine], loaded))
+        out |= zip(mine, answers, strict=True)
+        decided += decisions
+    return _recorded([out[i] for i in range(len(works))], decided)
 
 
 _together: Together[Work, dict[str, Any]] = Together(_join)
-_pages = Starlette(routes=[Route("/", _page), Route("/docs.json", _docs)])
+_pages = Starlette(
+    routes=[
+        Route("/", _page),
+        Route("/docs.json", _docs),
+        *(Route(path, _report, methods=["POST"]) for path in PATHS),
+    ]
+)
 
 
 class _Validated:
@@ -369,7 +430,7 @@ class Doorstep:
     @bentoml.api(route="/v1/risk/batch", input_spec=RiskBatchInput)
     def risk_batch(self, work: Any, /) -> list[Answer]:
         """The risks of up to a thousand parcels, in order."""
-        return _json(_answer(work))
+        return _json(_recorded(*_answer(work)))
 
 
 def asgi() -> App:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -899,6 +900,116 @@ def policy_diff(
         click.echo(table(found.document))
     if found.document["capacity"]["new"]:
         voice.next("set least_benefit where an action is short, and compare again")
+
+
+@main.group()
+def ledger() -> None:
+    """The record of decisions, overrides and outcomes. URL is that of its database, default DOORSTEP_LEDGER."""
+
+
+def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the ledger's URL and where its files lie."""
+    for name, what in (("heads", "File of signed heads"), ("key", "Key file")):
+        command = click.option(
+            f"--{name}",
+            type=click.Path(),
+            help=f"{what}; default DOORSTEP_LEDGER_{name.upper()}, else beside the SQLite file or in ./ledger.",
+        )(command)
+    return click.argument("url", envvar="DOORSTEP_LEDGER", help="Where the ledger's database is.")(command)
+
+
+@ledger.command("verify")
+@ledger_options
+@json_option
+@voiced
+@click.pass_context
+def ledger_verify(ctx: click.Context, voice: Voice, url: str, key: str, heads: str, as_json: bool) -> None:
+    """Is the ledger what was written? Names the place of every change. Status 1 if there is one."""
+    from dataclasses import asdict
+
+    from serving.ledger import Paths
+    from serving.ledger.upkeep import opened
+    from serving.ledger.verify import verify
+
+    paths = Paths.of(url, key=key, heads=heads)
+    with closing(opened(url, paths)) as database:
+        found = verify(database, paths.heads)
+    voice.close()
+    if as_json:
+        _dump({"ok": found.ok, **asdict(found)})
+    else:
+        for finding in found.findings:
+            click.echo(finding.what)
+        if found.count > len(found.findings):
+            click.echo(f"... and {found.count - len(found.findings):,} more")
+        gone = f"{found.erased:,} erased, {found.expired:,} past their retention"
+        click.echo(
+            f"{'sound' if found.ok else 'NOT sound'}: {found.records:,} records ({gone}), {found.heads:,} signed "
+            f"heads, {found.unsigned:,} records after the last of them"
+        )
+    ctx.exit(0 if found.ok else 1)
+
+
+@ledger.command("export")
+@ledger_options
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the three files.")
+@json_option
+@voiced
+def ledger_export(voice: Voice, url: str, key: str, heads: str, out: Path, as_json: bool) -> None:
+    """Write decisions.parquet, and reported outcomes as events.parquet and returns.parquet, for a dataset."""
+    from serving.ledger import Paths
+    from serving.ledger.export import export
+    from serving.ledger.upkeep import opened
+
+    with closing(opened(url, Paths.of(url, key=key, heads=heads))) as database:
+        written = export(database, out)
+    voice.close()
+    if as_json:
+        _dump({"rows": dict(written.rows), "gone": written.gone})
+    else:
+        click.echo(f"{out}: {', '.join(f'{n:,} {table}' for table, n in written.rows.items())}")
+        if written.gone:
+            click.echo(f"{written.gone:,} records are left out: their content is erased or past its retention")
+
+
+@ledger.command("erase")
+@ledger_options
+@click.option("--customer", help="The customer_id to forget.")
+@click.option("--order", help="The order_id to forget, of an order that names no customer.")
+@voiced
+def ledger_erase(voice: Voice, url: str, key: str, heads: str, customer: str | None, order: str | None) -> None:
+    """Destroy a customer's key: what was recorded of them cannot be read again. The chain still verifies."""
+    from datetime import UTC, datetime
+
+    from serving.ledger import Paths
+    from serving.ledger.upkeep import erase, opened
+
+    if (customer is None) == (order is None):
+        raise click.UsageError("name one of --customer and --order")
+    subject = ("customer", customer) if customer is not None else ("order", str(order))
+    paths = Paths.of(url, key=key, heads=heads)
+    with closing(opened(url, paths)) as database:
+        count = erase(database, paths, subject, datetime.now(UTC))
+    voice.close()
+    click.echo(f"{count:,} records of this {subject[0]} lost their content" + ("" if count else ": is the id right?"))
+
+
+@ledger.command("retain")
+@ledger_options
+@click.option("--days", type=click.IntRange(min=1), required=True, help="Keep what was recorded in the last N days.")
+@voiced
+def ledger_retain(voice: Voice, url: str, key: str, heads: str, days: int) -> None:
+    """Empty what was recorded more than N days ago. The chain still verifies."""
+    from datetime import UTC, datetime
+
+    from serving.ledger import Paths
+    from serving.ledger.upkeep import opened, retain
+
+    paths = Paths.of(url, key=key, heads=heads)
+    with closing(opened(url, paths)) as database:
+        count = retain(database, paths, days, datetime.now(UTC))
+    voice.close()
+    click.echo(f"{count:,} records older than {days} days lost their content")
 
 
 @main.command()

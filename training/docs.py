@@ -216,12 +216,14 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 def variables(_: str = "") -> str:
     """The environment variables that stand for options."""
+    import click
+
     of: dict[str, list[str]] = {}
     helps: dict[str, str] = {}
     for names in commands():
         for parameter in _context(names).command.params:
             if isinstance(parameter.envvar, str):
-                option = parameter.opts[0]
+                option = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.opts[0].upper()
                 of.setdefault(parameter.envvar, []).append(f"`{' '.join(names)} {option}`")
                 helps[parameter.envvar] = str(getattr(parameter, "help", ""))
     rows = [(f"`{name}`", ", ".join(of[name]), helps[name]) for name in sorted(of)]

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import get_type_hints
@@ -32,7 +33,9 @@ from features.matrix import FeatureSet, fingerprint
 from features.settings import Settings
 from features.vocabulary import TEAMS
 from serving.advice import NO_ADVICE
-from serving.schemas import Answer, Invalid, Problem, Rules
+from serving.ledger.schemas import DOCS as DOCS_OF_REPORTS
+from serving.ledger.schemas import read as read_report
+from serving.schemas import Answer, Invalid, Problem, Receipt, Rules
 from serving.score import LEAST, answer
 from training.cli import main
 from training.docs import commands, fill
@@ -198,6 +201,11 @@ def test_json_is_what_the_service_takes_and_answers(block: Block) -> None:
         assert set(content) == set(NO_ADVICE)
         for key, value in content.items():
             TypeAdapter(of_policy[key]).validate_python(value, strict=True)
+    elif block.mark.startswith("report "):
+        path = block.mark.removeprefix("report ")
+        assert read_report(path, block.text.encode(), datetime.now(UTC)) and content == DOCS_OF_REPORTS[path].example
+    elif block.mark == "receipt":
+        TypeAdapter(Receipt).validate_python(content, strict=True)
     elif block.mark == "problem":
         TypeAdapter(Problem).validate_python(content, strict=True)
         assert content["status"] == 400 and content["errors"]

@@ -1,0 +1,123 @@
+"""What a report of an outcome or an override may hold. Knows nothing of the database."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from features.contracts import Column
+from features.vocabulary import EVENT_KINDS
+from serving.ledger.base import stamp
+from serving.policy import ACTIONS
+from serving.schemas import Fields, ReportDocs
+
+RETURNED, DONE = "returned", "done"
+AHEAD = timedelta(minutes=2)
+"""A report's time may be this far ahead of our clock: two clocks never agree."""
+
+_KEY = Column("key", "id", "names this report: sent again with the same key, it is recorded once", required=True)
+_DECISION = Column("decision_id", "id", "the decision it is about, from the answer's advice", required=True)
+_ACTION_HELP = "such as package:<package_type>, carrier:<carrier>/<service> or add_fill; null: nothing was done"
+_CORRECTS = Column("corrects", "id", "key of an earlier report about the same parcel that this one replaces")
+
+OUTCOME = Fields(
+    "Outcome",
+    "What became of a parcel, or what was done about it",
+    (
+        _KEY,
+        _DECISION,
+        Column("kind", "code", "what happened", required=True, codes=(*EVENT_KINDS, RETURNED, DONE)),
+        Column("happened_at", "time", "when it happened (when the return was requested)", required=True),
+        Column("reason", "code", "the reason that was given"),
+        Column("line_id", "id", "the order line that was returned; with kind returned only"),
+        Column("action", "code", f"what was done; with kind done only; {_ACTION_HELP}"),
+        _CORRECTS,
+    ),
+)
+OVERRIDE = Fields(
+    "Override",
+    "That something else was done than advised, and why",
+    (
+        _KEY,
+        _DECISION,
+        Column("action", "code", f"what was done instead; {_ACTION_HELP}"),
+        Column("reason", "id", "why", required=True),
+        Column("at", "time", "when it was decided", required=True),
+        _CORRECTS,
+    ),
+)
+PATHS: dict[str, tuple[str, Fields]] = {"/v1/outcomes": ("outcome", OUTCOME), "/v1/overrides": ("override", OVERRIDE)}
+"""Path -> kind of record, and what its body may hold."""
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "/v1/outcomes": {
+        "key": "scan-88123",
+        "decision_id": "5f0c2f0d5a4c4f6c9f1f0a7b7c1d2e3f",
+        "kind": "delivered",
+        "happened_at": "2025-03-04T10:15:00+00:00",
+    },
+    "/v1/overrides": {
+        "key": "station-4-1741",
+        "decision_id": "5f0c2f0d5a4c4f6c9f1f0a7b7c1d2e3f",
+        "action": "package:box_l",
+        "reason": "the advised box is out of stock",
+        "at": "2025-03-01T13:42:00+00:00",
+    },
+}
+"""The worked examples of the documentation."""
+DOCS: dict[str, ReportDocs] = {
+    path: ReportDocs(
+        kind,
+        fields.help,
+        fields,
+        EXAMPLES[path],
+        {
+            "key": EXAMPLES[path]["key"],
+            "decision_id": EXAMPLES[path]["decision_id"],
+            "recorded_at": "2025-03-04T10:15:02.184321Z",
+            "seq": 4711,
+            "hash": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        },
+    )
+    for path, (kind, fields) in PATHS.items()
+}
+"""How the endpoints are described."""
+
+
+def read(path: str, body: bytes, now: datetime) -> dict[str, Any]:
+    """A report as plain data for JSON, times in UTC.
+
+    Args:
+        path: a key of `PATHS`.
+        body: of the request.
+        now: the service's clock.
+
+    Raises:
+        serving.schemas.Invalid: with every fault.
+    """
+    kind, fields = PATHS[path]
+    content = fields.read(body)
+    faults = []
+    for name, value in content.items():
+        if isinstance(value, datetime):
+            if value > now + AHEAD:
+                faults.append(fields.fault(name, "is in the future", value.isoformat(), f"until now, {stamp(now)}"))
+            content[name] = stamp(value)
+    action = content.get("action")
+    if action is not None and not _known(action):
+        allowed = ", ".join(a for a in ACTIONS if a not in ("package", "carrier"))
+        allowed = f"package:<package_type>, carrier:<carrier>/<service>, {allowed}"
+        faults.append(fields.fault("action", "is no action", action, allowed))
+    if kind == "outcome":
+        if content["kind"] == RETURNED and "line_id" not in content:
+            faults.append(fields.fault("line_id", "is missing", None, "the order line that was returned"))
+        for name, only in (("line_id", RETURNED), ("action", DONE)):
+            if name in content and content["kind"] != only:
+                faults.append(fields.fault(name, f"does not go with kind {content['kind']}", content[name], only))
+    if faults:
+        raise fields.refusal(*faults)
+    return content
+
+
+def _known(action: str) -> bool:
+    kind, _, which = action.partition(":")
+    return bool(which) if kind in ("package", "carrier") else action in ACTIONS

@@ -1,0 +1,1 @@
+"""What the tests and the benchmark of the ledger share: a real PostgreSQL, writers that are killed, a power loss."""
