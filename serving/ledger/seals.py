@@ -168,7 +168,7 @@ class Heads:
         self.disk = disk or Disk()
 
     def append(self, keys: Secrets, ledger: str, seq: int, hash: str, at: str) -> None:
-        """Sign where the chain stands and add it, durably. A line that a crash cut short is removed first."""
+        """Sign where the chain stands and add it, durably. A last line that a crash left in pieces is removed first."""
         head = {"ledger": ledger, "seq": seq, "hash": hash, "at": at}
         data = canonical({**head, "signature": keys.sign(head)}) + b"\n"
         try:
@@ -182,7 +182,7 @@ class Heads:
                 file = self.disk.open(self.path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            end = _end_of_lines(file)
+            end = _sound_end(file)
             if end < os.fstat(file).st_size:
                 self.disk.truncate(file, end)
             self.disk.write(file, data, end)
@@ -204,16 +204,12 @@ class Heads:
         *lines, rest = self.path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
-                content = json.loads(line)
-                signature = bytes.fromhex(content.pop("signature"))
-                if line != canonical({**content, "signature": signature.hex()}):
-                    raise ValueError("not written as heads are")
-                seq, hash, at, of = content["seq"], content["hash"], content["at"], content["ledger"]
-                if not (isinstance(seq, int) and isinstance(hash, str) and isinstance(at, str) and isinstance(of, str)):
-                    raise ValueError("fields of another type")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                content = _parsed(line)
+            except _BROKEN as error:
                 yield Head(number, 0, "", "", f"is no signed head ({error})")
                 continue
+            signature = bytes.fromhex(content.pop("signature"))
+            seq, hash, at, of = content["seq"], content["hash"], content["at"], content["ledger"]
             fault = ""
             if key is not None:
                 try:
@@ -227,14 +223,28 @@ class Heads:
             yield Head(len(lines) + 1, 0, "", "", "is cut short")
 
 
-def _end_of_lines(file: int) -> int:
-    """Offset after the last whole line."""
+def _parsed(line: bytes) -> dict[str, Any]:
+    """A line of the heads, in the one form it is written in. Raises what `_BROKEN` lists."""
+    content: dict[str, Any] = json.loads(line)
+    seq, texts = content["seq"], [content[n] for n in ("hash", "at", "ledger", "signature")]
+    if not (isinstance(seq, int) and all(isinstance(t, str) for t in texts)):
+        raise ValueError("fields of another type")
+    if line != canonical({**content, "signature": bytes.fromhex(content["signature"]).hex()}):
+        raise ValueError("not written as heads are")
+    return content
+
+
+_BROKEN = (ValueError, KeyError, TypeError, AttributeError)
+
+
+def _sound_end(file: int) -> int:
+    """Offset after the last line that is whole: a power loss may cut the last one, or leave a hole in it."""
     size = os.fstat(file).st_size
-    at = size
-    while at:
-        start = max(0, at - 4096)
-        cut = os.pread(file, at - start, start).rfind(b"\n")
-        if cut >= 0:
-            return start + cut + 1
-        at = start
-    return 0
+    start = max(0, size - 4096)  # a line has some 350 bytes
+    data = os.pread(file, size - start, start)
+    end = data.rfind(b"\n") + 1
+    try:
+        _parsed(data[data.rfind(b"\n", 0, max(0, end - 1)) + 1 : end - 1] if end else b"")
+    except _BROKEN:
+        end = data.rfind(b"\n", 0, max(0, end - 1)) + 1
+    return start + end

@@ -872,9 +872,10 @@ def test_the_hash_of_a_record_is_what_the_guide_says() -> None:
     assert digest(canonical({"b": 1, "a": "é"})) == hashlib.sha256('{"a":"é","b":1}'.encode()).hexdigest()
 
 
-def test_a_cut_line_of_the_heads_is_mended_by_the_next(told: Recorder) -> None:
+@pytest.mark.parametrize("left", [lambda line: line[:40], lambda line: line[:99] + bytes(len(line) - 100) + b"\n"])
+def test_a_torn_line_of_the_heads_is_mended_by_the_next(told: Recorder, left: Callable[[bytes], bytes]) -> None:
     whole = told.paths.heads.read_bytes()
-    told.paths.heads.write_bytes(whole + whole[:40])
+    told.paths.heads.write_bytes(whole + left(whole))
     assert not verify(told.database, told.paths.heads).ok
     happened(told, "k", "d1", "delivered")
     assert sound(told).heads == 2

@@ -1,7 +1,6 @@
 """The ledger behind the service: decisions are durable before the answer leaves, reports over HTTP, restarts, kills."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,37 +12,37 @@ from typing import Any
 import httpx
 import pytest
 from ledgers.load import paths
+from oracles.dataset import shop
 from pydantic import TypeAdapter
 
 from serving.ledger import Recorder
 from serving.ledger.verify import verify
 from serving.schemas import Problem, Receipt
+from training.policy import draft
 
-DECIDE = """
-import serving.service
-
-def decide(work, answers):
-    # A decision for each parcel; its id is told by the parcel's, so that the test knows what was acknowledged.
-    return [
-        {"decision_id": "d-" + a["parcel_id"], "decided_at": "2025-03-01T08:10:00Z", "parcel_id": a["parcel_id"],
-         "order_id": "o", "customer_id": "C-1", "arm": "act", "action": "add_fill", "propensity": 1.0}
-        for a in answers
-    ]
-
-serving.service._decide = decide
-"""
-"""A decision maker for the service."""
-
-OUTCOME = {"decision_id": "d-p1", "kind": "delivered", "happened_at": "2025-03-03T10:00:00Z"}
+OUTCOME = {"kind": "delivered", "happened_at": "2025-03-03T10:00:00Z"}
 
 
 def request(parcel: str) -> dict[str, Any]:
     return {"order": {"order_id": "o", "ordered_at": "2025-03-01T08:10:00Z"}, "parcel": {"parcel_id": parcel}}
 
 
-def settings(folder: Path, url: str) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy; without a model it decides that nothing is worth doing, which is a decision, too."""
+    file = tmp_path_factory.mktemp("policy") / "policy.toml"
+    file.write_text(draft(shop(1, 60, extras=False)), encoding="utf-8")
+    return file
+
+
+def settings(folder: Path, url: str, policy: Path) -> dict[str, str]:
     files = paths(folder)
-    names = {"DOORSTEP_LEDGER": url, "DOORSTEP_JOURNAL": files.journal, "DOORSTEP_LEDGER_KEY": files.key}
+    names = {
+        "DOORSTEP_POLICY": policy,
+        "DOORSTEP_LEDGER": url,
+        "DOORSTEP_JOURNAL": files.journal,
+        "DOORSTEP_LEDGER_KEY": files.key,
+    }
     return {k: str(v) for k, v in (names | {"DOORSTEP_LEDGER_HEADS": files.heads}).items()}
 
 
@@ -56,35 +55,37 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_decisions_and_reports_over_http_and_across_a_restart(
-    run_service: Callable[..., Any], tmp_path: Path, database_url: str
+    run_service: Callable[..., Any], tmp_path: Path, database_url: str, policy: Path
 ) -> None:
-    env = settings(tmp_path, database_url)
-    with run_service(DECIDE, **env) as service:
+    env = settings(tmp_path, database_url, policy)
+    with run_service(**env) as service:
         post = service.http.post
-        assert post("/v1/risk", json=request("p1")).json()["warnings"] == [
-            w for w in post("/v1/risk", json=request("p2")).json()["warnings"] if "recorded" not in w
-        ]
-        assert len(post("/v1/risk/batch", json=[request(f"b{i}") for i in range(40)]).json()) == 40
-        first = post("/v1/outcomes", json={"key": "k1", **OUTCOME})
+        p1, p2 = (post("/v1/risk", json=request(p)).json() for p in ("p1", "p2"))
+        batch = post("/v1/risk/batch", json=[request(f"b{i}") for i in range(40)]).json()
+        assert not [w for a in (p1, p2, *batch) for w in a["warnings"] if "recorded" in w]
+        ids = [a["advice"]["decision_id"] for a in (p1, p2, *batch)]
+        outcome = OUTCOME | {"decision_id": ids[0]}
+        first = post("/v1/outcomes", json={"key": "k1", **outcome})
         assert first.status_code == 200, first.text
         TypeAdapter(Receipt).validate_python(first.json())
         override = {
             "key": "k2",
-            "decision_id": "d-p2",
+            "decision_id": ids[1],
             "action": None,
             "reason": "no fill",
             "at": OUTCOME["happened_at"],
         }
         assert post("/v1/overrides", json=override).status_code == 200
 
-        said = problem(post("/v1/outcomes", json={"key": "k3", **OUTCOME, "decision_id": "nix"}), 404)
+        said = problem(post("/v1/outcomes", json={"key": "k3", **outcome, "decision_id": "nix"}), 404)
         assert "nix" in said["detail"]
-        said = problem(post("/v1/outcomes", json={"key": "k1", **OUTCOME, "kind": "lost"}), 409)
+        said = problem(post("/v1/outcomes", json={"key": "k1", **outcome, "kind": "lost"}), 409)
         assert said["type"] == "urn:problem-type:doorstep:conflict"
         assert said["errors"][0]["field"] == "kind"
-        assert problem(post("/v1/outcomes", json={"key": "k3", **OUTCOME, "kind": "lost"}), 409)["errors"]
-        said = problem(post("/v1/outcomes", json={"key": "k3", **OUTCOME, "happened_at": "2199-01-01T00:00Z"}), 400)
+        assert problem(post("/v1/outcomes", json={"key": "k3", **outcome, "kind": "lost"}), 409)["errors"]
+        said = problem(post("/v1/outcomes", json={"key": "k3", **outcome, "happened_at": "2199-01-01T00:00Z"}), 400)
         assert said["errors"][0]["message"] == "is in the future"
         assert problem(post("/v1/overrides", json={}), 400)
         metrics = service.metrics()
@@ -92,19 +93,21 @@ def test_decisions_and_reports_over_http_and_across_a_restart(
         assert metrics['doorstep_refused_total{status="409"}'] == 2
         docs = service.http.get("/docs.json").json()["paths"]
         assert docs["/v1/outcomes"]["post"]["requestBody"]["content"]["application/json"]["example"]["kind"]
-    with run_service(DECIDE, **env, WORKERS="2") as service:
-        again = service.http.post("/v1/outcomes", json={"key": "k1", **OUTCOME})
+    with run_service(**env, WORKERS="2") as service:
+        again = service.http.post("/v1/outcomes", json={"key": "k1", **outcome})
         assert (again.status_code, again.content) == (first.status_code, first.content)
         assert "Traceback" not in service.log
     recorder = Recorder(database_url, paths(tmp_path))
-    names = [r.decision_id for r in recorder.database.records() if r.kind == "decision"]
-    assert sorted(map(str, names)) == sorted(["d-p1", "d-p2", *(f"d-b{i}" for i in range(40))])
+    recorded = {str(r.decision_id): r.body for r in recorder.database.records() if r.kind == "decision"}
+    assert list(recorded) == ids, "in the order in which they were answered"
+    body = recorded[ids[0]]
+    assert body is not None and (body["parcel_id"], body["policy"], body["arm"]) == ("p1", p1["policy"], "none")
     assert verify(recorder.database, recorder.paths.heads).ok
     recorder.close()
 
 
 def test_a_service_without_a_ledger_imports_none_of_it_and_says_so(bare: Any) -> None:
-    said = problem(bare.http.post("/v1/outcomes", json={"key": "k", **OUTCOME}), 404)
+    said = problem(bare.http.post("/v1/outcomes", json={"key": "k", "decision_id": "d", **OUTCOME}), 404)
     assert "DOORSTEP_LEDGER" in said["detail"]
     code = (
         "import sys, serving.service, training.cli; "
@@ -114,22 +117,25 @@ def test_a_service_without_a_ledger_imports_none_of_it_and_says_so(bare: Any) ->
     assert done.stdout.strip() == "[]"
 
 
-def test_the_packer_is_answered_when_nothing_can_be_recorded(run_service: Callable[..., Any], tmp_path: Path) -> None:
-    env = settings(tmp_path, f"postgresql://nobody@/nothing?host={tmp_path}")  # a database that is down from the start
-    with run_service(DECIDE, **env) as service:
+def test_the_packer_is_answered_when_nothing_can_be_recorded(
+    run_service: Callable[..., Any], tmp_path: Path, policy: Path
+) -> None:
+    env = settings(tmp_path, f"postgresql://nobody@/nothing?host={tmp_path}", policy)  # down from the start
+    with run_service(**env) as service:
         post = service.http.post
-        assert "not recorded" not in post("/v1/risk", json=request("p1")).text, "it is kept"
-        said = problem(post("/v1/outcomes", json={"key": "k", **OUTCOME}), 503)
-        assert "does not answer" in said["detail"]
-        assert post("/v1/outcomes", json={"key": "k", **OUTCOME}).headers["retry-after"] == "2"
-    env = settings(tmp_path, f"sqlite:///{tmp_path}/ledger.db")
-    with run_service(DECIDE + FULL, **env) as service:
+        answer = post("/v1/risk", json=request("p1")).json()
+        assert not [w for w in answer["warnings"] if "recorded" in w], "it is kept"
+        outcome = {"key": "k", **OUTCOME, "decision_id": answer["advice"]["decision_id"]}
+        said = post("/v1/outcomes", json=outcome)
+        assert "does not answer" in problem(said, 503)["detail"] and said.headers["retry-after"] == "2"
+    env = settings(tmp_path, f"sqlite:///{tmp_path}/ledger.db", policy)
+    with run_service(FULL, **env) as service:
         post = service.http.post
         answer = post("/v1/risk", json=request("p2"))
         assert answer.status_code == 200
         assert "this decision is not recorded: [Errno 28] No space left on device" in answer.json()["warnings"]
         assert service.metrics()["doorstep_not_recorded_total"] == 1
-        assert post("/v1/outcomes", json={"key": "k", **OUTCOME}).status_code == 200, "p1 was delivered in the meantime"
+        assert post("/v1/outcomes", json=outcome).status_code == 200, "p1 was delivered in the meantime"
 
 
 FULL = """
@@ -138,7 +144,7 @@ from serving.ledger import journal
 write = journal.Disk.write
 
 def full(self, file, data, at):
-    if b"d-p2" in data:
+    if b'"p2"' in data:
         raise OSError(28, "No space left on device")
     write(self, file, data, at)
 
@@ -161,26 +167,27 @@ def load(url: str, name: str, acknowledged: list[str], stop: threading.Event) ->
     with httpx.Client(base_url=url, timeout=10, trust_env=False) as http:
         i = 0
         while not stop.is_set():
-            parcel = f"{name}-{i}"
             try:
-                answer = http.post("/v1/risk", json=request(parcel))
+                answer = http.post("/v1/risk", json=request(f"{name}-{i}"))
             except httpx.HTTPError:
                 return
-            if answer.status_code == 200 and not re.search("not recorded", answer.text):
-                acknowledged.append(f"d-{parcel}")
+            if answer.status_code == 200 and "not recorded" not in answer.text:
+                acknowledged.append(answer.json()["advice"]["decision_id"])
             i += 1
 
 
-def kill_the_service(run_service: Callable[..., Any], tmp_path: Path, url: str, times: int) -> tuple[int, int]:
+def kill_the_service(
+    run_service: Callable[..., Any], tmp_path: Path, url: str, policy: Path, times: int
+) -> tuple[int, int]:
     """Kill the service under load so many times; nothing acknowledged is lost, nothing is there twice.
 
     Returns:
         How many decisions were acknowledged, and how many there are.
     """
-    env = settings(tmp_path, url)
+    env = settings(tmp_path, url, policy)
     acknowledged: list[str] = []
     for i in range(times):
-        with run_service(DECIDE, **env) as service:
+        with run_service(**env) as service:
             stop = threading.Event()
             clients = [
                 threading.Thread(target=load, args=(service.url, f"{i}-{c}", acknowledged, stop)) for c in range(3)
@@ -205,15 +212,18 @@ def kill_the_service(run_service: Callable[..., Any], tmp_path: Path, url: str, 
     return len(acknowledged), len(names)
 
 
-def test_a_killed_service_loses_nothing(run_service: Callable[..., Any], tmp_path: Path, database_url: str) -> None:
-    asked, recorded = kill_the_service(run_service, tmp_path, database_url, 2)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_killed_service_loses_nothing(
+    run_service: Callable[..., Any], tmp_path: Path, database_url: str, policy: Path
+) -> None:
+    asked, recorded = kill_the_service(run_service, tmp_path, database_url, policy, 2)
     assert recorded >= asked >= 40
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_service_killed_a_hundred_times_loses_nothing(
-    run_service: Callable[..., Any], tmp_path: Path, database_url: str
+    run_service: Callable[..., Any], tmp_path: Path, database_url: str, policy: Path
 ) -> None:
-    asked, recorded = kill_the_service(run_service, tmp_path, database_url, 100)
+    asked, recorded = kill_the_service(run_service, tmp_path, database_url, policy, 100)
     assert recorded >= asked >= 2000
