@@ -684,7 +684,9 @@ def main() -> int:
     parser.add_argument("--parcels", type=int, default=30_000, help="parcels of each shop (default 30000)")
     parser.add_argument("--seeds", type=int, default=3, help="shops per scenario (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON")
-    parser.add_argument("--write", metavar="BLOCK", help="put the tables into a block of docs/truth.md: all, large, noisy")
+    parser.add_argument(
+        "--write", metavar="BLOCK", help="put the tables into a block of docs/truth.md: all, large, noisy"
+    )
     args = parser.parse_args()
     started = time.monotonic()
     runs: dict[str, list[list[Found]]] = {}

@@ -169,8 +169,8 @@ def matured_rate(
         confidence: of the interval.
 
     Raises:
-        TooYoung: nothing was at risk in the cohort, fewer than `LEAST` units of either label are mature, or the interval
-            holds nearly every rate there is.
+        TooYoung: nothing was at risk in the cohort, fewer than `LEAST` units of either label are mature, or the
+            interval holds nearly every rate there is.
     """
     since = as_of - FOUR_WEEKS if since is None else since
     delays = _Delays(facts, units, as_of)
@@ -196,8 +196,9 @@ def matured_rate(
     low, high = _interval(true, false, rate, spread * NormalDist().inv_cdf((1 + confidence) / 2) ** 2)
     if high - low > SILENT:
         raise TooYoung(
-            f"{units.target}: what is known by {as_of} of {len(own)} {units.unit}s decided from {since} on fits every rate "
-            f"from {low:.0%} to {high:.0%}: wait, or, if times of returns or scans stand in for others, give the true ones"
+            f"{units.target}: what is known by {as_of} of {len(own)} {units.unit}s decided from {since} on fits every "
+            f"rate from {low:.0%} to {high:.0%}: wait, or, if times of returns or scans stand in for others, give the "
+            "true ones"
         )
     happened, mature = every.happened[own], every.mature[own]
     return MaturedRate(since, as_of, len(own), int(mature.sum()), float(happened.mean()), rate, low, high)
