@@ -15,6 +15,7 @@ import gc
 import html
 import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -293,6 +294,10 @@ def _recorded(answers: list[dict[str, Any]], decisions: list[dict[str, Any]]) ->
     return answers
 
 
+_reporting = threading.BoundedSemaphore(8)
+"""Reports that wait for the database at once: the bench must not be refused because a slow database holds them all."""
+
+
 def _report(request: Request) -> Response:
     """Record an outcome or an override. Works in a thread: the database may take its time."""
     path, content = request.url.path, request.scope[SCOPE_KEY]
@@ -300,7 +305,13 @@ def _report(request: Request) -> Response:
     try:
         if recorder is None:
             raise Refused(404, "This service keeps no ledger; DOORSTEP_LEDGER names the database of one.")
-        return Response(to_json(recorder.report(path, content)), media_type="application/json")
+        if not _reporting.acquire(blocking=False):
+            busy = "Other reports are waiting for the ledger's database; this one is not recorded, try again"
+            raise Refused(503, busy, headers=((b"retry-after", b"1"),))
+        try:
+            return Response(to_json(recorder.report(path, content)), media_type="application/json")
+        finally:
+            _reporting.release()
     except Refused as refused:
         headers = {name.decode(): value.decode() for name, value in refused.headers}
         return Response(refused.body(), refused.status, headers, media_type=PROBLEM.decode())

@@ -174,7 +174,8 @@ class Database:
         if self.sqlite:
             options |= {} if connect else {"connect_args": {"timeout": BUSY_SECONDS}}
         else:
-            options["connect_args"] = {"connect_timeout": BUSY_SECONDS}
+            lost = {"tcp_user_timeout": 2000 * BUSY_SECONDS, "keepalives_idle": BUSY_SECONDS, "keepalives_count": 2}
+            options["connect_args"] = {"connect_timeout": BUSY_SECONDS, **lost}  # a server that is gone without a word
             options["pool_pre_ping"] = True
         try:
             self.engine = sa.create_engine(self.url, **options)
@@ -218,7 +219,6 @@ class Database:
                 if value not in allowed:
                     raise LedgerError(f"{self.name}: PostgreSQL has {name} = {value}, the ledger needs {allowed[0]}")
             cursor.execute(f"SET lock_timeout = '{BUSY_SECONDS}s'")
-            cursor.execute(f"SET statement_timeout = '{6 * BUSY_SECONDS}s'")
             connection.commit()
         cursor.close()
 

@@ -152,6 +152,43 @@ journal.Disk.write = full
 """
 
 
+SLOW = """
+import os, time
+from serving.guard import Refused
+from serving.ledger import Recorder
+
+def slow(self, path, content):
+    while not os.path.exists(os.environ["GO"]):
+        time.sleep(0.02)
+    raise Refused(503, "slow")
+
+Recorder.report = slow
+"""
+
+
+def test_a_database_that_keeps_reports_waiting_does_not_keep_the_packer_waiting(
+    run_service: Callable[..., Any], tmp_path: Path, policy: Path
+) -> None:
+    env = settings(tmp_path, f"sqlite:///{tmp_path}/ledger.db", policy)
+    said: list[str] = []
+
+    def report(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
+            said.append(http.post("/v1/outcomes", json={"key": "k", "decision_id": "d", **OUTCOME}).json()["detail"])
+
+    go = tmp_path / "go"
+    with run_service(SLOW, **env, GO=go) as service:
+        threads = [threading.Thread(target=report, args=(service.url,)) for _ in range(70)]
+        for thread in threads:
+            thread.start()
+        while len(said) < 62:  # all but those that wait have been told to come again
+            assert service.http.post("/v1/risk", json=request("p")).status_code == 200
+        go.touch()
+        for thread in threads:
+            thread.join()
+    assert sum("Other reports are waiting" in s for s in said) == 62 and said.count("slow") == 8
+
+
 def test_a_ledger_that_cannot_be_one_stops_the_start(tmp_path: Path) -> None:
     code = "from serving.server import run; run(port=0)"
     env = os.environ | {"DOORSTEP_LEDGER": "mysql://a@b/c"}
