@@ -256,8 +256,13 @@ FOLLOWED = {"leipzig": 0.6}
 """Share of the advice that is done, by warehouse; 0.9 elsewhere."""
 
 
-def shop(folder: Path, parcels: int, seed: int) -> dict[tuple[str, str], float]:
-    """Make the dataset of a shop that tried `TRIED`; gives the true effect of the advice by action and target."""
+def shop(folder: Path, parcels: int, seed: int) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
+    """Make the dataset of a shop that tried `TRIED`.
+
+    Returns:
+        The true effect of the advice by action and target, and by action what share of the variance of its own target
+        the true risk explains: the most that any adjustment for risk could take off.
+    """
     from tempfile import TemporaryDirectory
 
     import pandas as pd
@@ -296,12 +301,14 @@ def shop(folder: Path, parcels: int, seed: int) -> dict[tuple[str, str], float]:
         )
         plan = dict(zip(decisions["parcel_id"][done], action[done], strict=True))
         acting.act(world, folder, plan, decisions)
-    return {
+    own = {name: potential.probability[t][wanted == k, 0] for k, (name, (t, _)) in enumerate(TRIED.items())}
+    effects = {
         (name, target): float(((p[:, k] - p[:, 0]) * follows)[wanted == k - 1].mean())
         for k, name in enumerate(TRIED, 1)
         for target, p in potential.probability.items()
         if target != "returned"  # of lines
     }
+    return effects, {name: float(p.var() / (p.mean() * (1 - p.mean()))) for name, p in own.items()}
 
 
 def shops(n: int, parcels: int) -> str:
@@ -314,7 +321,7 @@ def shops(n: int, parcels: int) -> str:
     held, always, total, right, primary = 0, 0, 0, 0, 0
     for seed in range(n):
         with TemporaryDirectory() as place:
-            true = shop(Path(place) / "shop", parcels, seed)
+            true, _ = shop(Path(place) / "shop", parcels, seed)
             found = effect(Dataset.open(Path(place) / "shop"))
         for (action, target), truth in true.items():
             path = found.paths.get(action, {}).get(target)
@@ -345,8 +352,11 @@ def main() -> None:
         print(shops(args.shops, args.parcels))
         return
     if args.shop:
-        for (action, target), true in shop(args.shop, args.parcels, args.seed).items():
+        effects, explained = shop(args.shop, args.parcels, args.seed)
+        for (action, target), true in effects.items():
             print(f"advising {action} truly changes {target} by {100 * true:+.2f} points")
+        for action, share in explained.items():
+            print(f"{action}: the true risk explains {100 * share:.1f} % of the variance of {TRIED[action][0]}")
         return
     if args.picture:
         picture(args.picture, args.trials, args.seed)

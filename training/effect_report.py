@@ -105,7 +105,10 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
 def fragment(document: Mapping[str, Any]) -> str:
     """What can be pasted into the policy: the effects whose interval excludes "nothing", and the rest as remarks."""
     days = document["as_of"][:10]
-    out = [f"# Measured in {document['dataset']}{' (simulated)' if document['simulated'] else ''} as of {days}."]
+    out = [
+        f"# Measured in {document['dataset']}{' (simulated)' if document['simulated'] else ''} as of {days}.",
+        "# A section that the policy has already, as assumed, is replaced by the one here.",
+    ]
     for action, found in document["actions"].items():
         for target, f in found.get("targets", {}).items():
             odds = f["odds_ratio"]
@@ -118,7 +121,7 @@ def fragment(document: Mapping[str, Any]) -> str:
             out += [
                 f"{name} = {odds[at]:.4g}" for name, at in (("odds_ratio", "value"), ("low", "low"), ("high", "high"))
             ]
-    if len(out) == 1:
+    if len(out) == 2:
         out.append("# No action's effect could be told yet: there is nothing to paste.")
     return "\n".join(out) + "\n"
 

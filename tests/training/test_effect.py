@@ -18,6 +18,7 @@ import tomli_w
 from click.testing import CliRunner, Result
 
 from features import Dataset
+from serving.advice import withheld
 from serving.policy import Policy
 from training.cli import main
 from training.effect import effect
@@ -222,8 +223,10 @@ def test_in_a_simulated_year_in_which_they_were_tried_effects_are_what_they_trul
     benchmark = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = benchmark
     spec.loader.exec_module(benchmark)
-    true = benchmark.shop(tmp_path / "tried", 12_000, 1)
-    actions = effect(Dataset.open(tmp_path / "tried")).document["actions"]
+    true, _ = benchmark.shop(tmp_path / "tried", 12_000, 1)
+    shop = Dataset.open(tmp_path / "tried")
+    document = effect(shop).document
+    actions = document["actions"]
     held = {
         (action, target): found["difference"]["low"] <= true[action, target] <= found["difference"]["high"]
         for action, told in actions.items()
@@ -233,6 +236,36 @@ def test_in_a_simulated_year_in_which_they_were_tried_effects_are_what_they_trul
     assert all(held.values()) and len(held) >= 5, held
     assert actions["pickup_point"]["answer"] == "works"
     assert actions["fix_label"]["answer"] == "not randomized"
+    stated, pasted = tomllib.loads(draft(shop)), tomllib.loads(fragment(document))
+    for action, section in pasted["actions"].items():
+        stated["actions"].setdefault(action, {}).setdefault("effects", {}).update(section["effects"])
+    measured = Policy.parse(tomli_w.dumps(stated)).actions["pickup_point"].effects["failed_attempt"]
+    own = actions["pickup_point"]["targets"]["failed_attempt"]["odds_ratio"]
+    assert measured.source == "experiment"
+    assert (measured.low, measured.odds_ratio, measured.high) == pytest.approx(
+        (own["low"], own["value"], own["high"]), rel=1e-3
+    )
+
+
+def test_the_arms_that_the_service_draws_are_what_it_logs_and_do_not_hang_together(planted, decisions):
+    stated = tomllib.loads(draft(planted))
+    for action, share in (("add_fill", 0.3), ("fix_label", 0.1)):
+        stated["actions"][action]["randomize"] = share
+    policy = Policy.parse(tomli_w.dumps(stated))
+    held = {a: np.array([withheld(policy, a, p) for p in decisions["parcel_id"]]) for a in ("add_fill", "fix_label")}
+    both = pd.concat(
+        decisions.assign(
+            decision_id=action + decisions["decision_id"],
+            action=action,
+            arm=np.where(held[action], "control", "act"),
+            propensity=1 - stated["actions"][action]["randomize"],
+        )
+        for action in held
+    )
+    document = effect(with_decisions(planted, both)).document["actions"]
+    for action, found in document.items():
+        assert found["arms"]["evidence"] < 10 and found["decisions"]["in_both_arms"] == 0, action
+    assert abs(np.corrcoef(*held.values())[0, 1]) < 0.04
 
 
 class TestOddDecisions:
