@@ -37,8 +37,9 @@ __all__ = ["LedgerError", "Paths", "RecordError", "Recorder", "UnavailableError"
 
 BATCH = 500
 """Entries delivered in one transaction."""
-GATHER_SECONDS = 0.05
-"""How long the deliverer lets entries gather: a transaction costs about the same for one and for fifty."""
+GATHER_SECONDS = 1.0
+"""How long the deliverer lets entries gather, unless a report waits for one: a transaction, and a signed head, cost
+about the same for one and for fifty."""
 LOOK_SECONDS = 5.0
 """How often journals of dead workers are looked for."""
 WAIT_SECONDS = 1.0
@@ -236,7 +237,7 @@ class Recorder:
         self._thread.start()
 
     def deliver(self) -> int:
-        """Take what is in the journals to the database: own entries and those of dead workers.
+        """Take what is in the journals now to the database: own entries and those of dead workers.
 
         Returns:
             How many entries were delivered.
@@ -251,12 +252,14 @@ class Recorder:
                 self._looked = time.monotonic()
                 if adopted:
                     logger.warning("delivering %s journals that other workers left behind", adopted)
-            count = 0
+            count, left = 0, self.journal.waiting
             while batch := self.journal.read(BATCH):
                 last = self.database.append([_entry(payload) for payload in batch])
-                self.journal.delivered()
+                left -= self.journal.delivered()
                 self._sign(*last)
                 count += len(batch)
+                if left <= 0:  # what has come meanwhile gathers for the next time
+                    break
             if not self._signed:  # a crash between a commit and its signature leaves a head unsigned
                 self._sign(*self.database.append(()))
             return count
@@ -285,14 +288,14 @@ class Recorder:
             with self._condition:
                 if pause:
                     self._condition.wait_for(lambda: self._stopping or self._hurry, pause)
-                elif not (self._stopping or self._hurry or self.journal.pending):
+                elif not (self._stopping or self._hurry or self.pending):
                     self._condition.wait(LOOK_SECONDS)
+                if self.pending and not pause:
+                    self._condition.wait_for(lambda: self._stopping or self._hurry, GATHER_SECONDS)
                 if self._stopping:
                     return
-                hurry, self._hurry = self._hurry, False
+                self._hurry = False
             try:
-                if not hurry:
-                    time.sleep(GATHER_SECONDS)
                 self.deliver()
                 if pause:
                     logger.warning("the ledger's database answers again: delivered")
@@ -305,7 +308,7 @@ class Recorder:
     @property
     def pending(self) -> bool:
         """Whether this worker holds decisions that are not delivered."""
-        return self.journal.pending
+        return self.journal.waiting > 0
 
     def _nudge(self) -> None:
         with self._condition:

@@ -226,15 +226,17 @@ class Journal:
                 self._empty(segment)
             return []
 
-    def delivered(self) -> None:
-        """What `read` gave last is in the database for good."""
+    def delivered(self) -> int:
+        """What `read` gave last is in the database for good. Returns how many bytes of the file that was."""
         with self._lock:
             if self._read is None:
-                return
+                return 0
             segment, start = self._read
+            count = start - segment.start
             segment.start, self._read = start, None
             if segment.start == segment.end:
                 self._empty(segment)
+            return count
 
     def _empty(self, segment: _Segment) -> None:
         """Give back a file all of which is delivered. Not synced: what comes back is delivered again, to no effect."""
@@ -251,10 +253,10 @@ class Journal:
         os.close(segment.file)
 
     @property
-    def pending(self) -> bool:
-        """Whether this process holds entries that are not delivered."""
+    def waiting(self) -> int:
+        """Bytes of entries that this process holds and that are not delivered."""
         with self._lock:
-            return any(s.end > s.start for s in (*self._old, self._current) if s is not None)
+            return sum(s.end - s.start for s in (*self._old, self._current) if s is not None)
 
     def close(self) -> None:
         """Let go of the files; what is not delivered stays, for who starts next."""

@@ -6,6 +6,7 @@ signs a head.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import hmac
@@ -191,16 +192,23 @@ class Heads:
             os.close(file)
 
     def last(self) -> int:
-        """The highest record any whole line names; 0 if there is none."""
-        return max((head.seq for head in self.read("", None)), default=0)
+        """The highest record that the last lines name; 0 if none does. Raises FileNotFoundError."""
+        with self.path.open("rb") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - _TAIL))
+            lines = f.read().split(b"\n")[:-1]
+        found = [0]
+        for line in lines:
+            with contextlib.suppress(*_BROKEN):
+                found.append(_parsed(line)["seq"])
+        return max(found)
 
-    def read(self, ledger: str, public: str | None) -> Iterator[Head]:
-        """Every line. With a public key signatures are checked, too.
+    def read(self, ledger: str, public: str) -> Iterator[Head]:
+        """Every line, its signature checked with a public key (hexadecimal).
 
         Raises:
             FileNotFoundError: there is no such file.
         """
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)) if public else None
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
         *lines, rest = self.path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
@@ -210,14 +218,12 @@ class Heads:
                 continue
             signature = bytes.fromhex(content.pop("signature"))
             seq, hash, at, of = content["seq"], content["hash"], content["at"], content["ledger"]
-            fault = ""
-            if key is not None:
-                try:
-                    key.verify(signature, canonical(content))
-                except InvalidSignature:
-                    fault = "its signature does not hold"
-                else:
-                    fault = "" if of == ledger else "it is of another ledger"
+            try:
+                key.verify(signature, canonical(content))
+            except InvalidSignature:
+                fault = "its signature does not hold"
+            else:
+                fault = "" if of == ledger else "it is of another ledger"
             yield Head(number, seq, hash, at, fault)
         if rest:
             yield Head(len(lines) + 1, 0, "", "", "is cut short")
@@ -235,12 +241,14 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 _BROKEN = (ValueError, KeyError, TypeError, AttributeError)
+_TAIL = 16_384
+"""Bytes at the end of the heads that are looked at to append; a line has some 350."""
 
 
 def _sound_end(file: int) -> int:
     """Offset after the last line that is whole: a power loss may cut the last one, or leave a hole in it."""
     size = os.fstat(file).st_size
-    start = max(0, size - 4096)  # a line has some 350 bytes
+    start = max(0, size - _TAIL)
     data = os.pread(file, size - start, start)
     end = data.rfind(b"\n") + 1
     try:
