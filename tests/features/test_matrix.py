@@ -15,7 +15,18 @@ from features.contracts import TABLES
 from features.dataset import Dataset
 from features.definitions import FEATURES
 from features.feature import Feature
-from features.matrix import RELATED, FeatureSet, build, catalogue, chunks, fingerprint, inputs, values, whole
+from features.matrix import (
+    RELATED,
+    FeatureSet,
+    build,
+    catalogue,
+    chunks,
+    depending,
+    fingerprint,
+    inputs,
+    values,
+    whole,
+)
 from features.rows import Level, Rows
 from features.settings import Settings
 from features.snapshot import Facts, Snapshot
@@ -152,6 +163,37 @@ def test_in_parts_every_row_has_the_values_it_has_in_the_whole(parcels: int) -> 
         assert (seen == 1).all()
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(whole(facts, features), expected)
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_as_if_a_column_had_been_otherwise_is_the_same_tables_with_that_column(asked_before: bool) -> None:
+    facts = Facts.of(shop(2))
+    names = {"carrier": "package_type", "service": "node", "pickup_cutoff_at": "packed_at"}  # any other values will do
+    at = np.flatnonzero(facts.rows.parcel_id != None)[[5, 2, 2, 9, 0]]  # noqa: E711
+    source = [facts.rows.parcels["parcels", other][::-1][at] for other in names.values()]
+    instead = dict(zip(names, source, strict=True))
+    sets = {unit: everything(unit, facts.snapshot.settings) for unit in ("parcel", "line")}
+    if asked_before:
+        for unit in sets:
+            values(facts.rows, sets[unit])
+    rows, lines = facts.rows.as_if(at, instead)
+    changed = [f"parcels.{name}" for name in names]
+    for m, parcel in enumerate(at):
+        mine = dict(facts.tables["parcels"])
+        row = facts.tables["parcels"]["parcel_id"].tolist().index(facts.rows.parcel_id[parcel])
+        for name, new in instead.items():
+            mine[name] = mine[name].copy()
+            mine[name][row] = new[m]
+        plain = Rows({**facts.tables, "parcels": mine}, facts.snapshot)
+        np.testing.assert_array_equal(values(rows, sets["parcel"])[m], values(plain, sets["parcel"])[parcel])
+        own = np.flatnonzero(rows.line_parcel == m)
+        assert {*rows.line_id[own]} == {*plain.line_id[plain.line_parcel == parcel]}
+        np.testing.assert_array_equal(values(rows, sets["line"])[own], values(plain, sets["line"])[lines[own]])
+        # What cannot depend on the columns has not changed.
+        still = ~depending(sets["parcel"], changed, facts.snapshot.settings)
+        assert 0 < still.sum() < len(still)
+        before = values(facts.rows, sets["parcel"])[parcel]
+        np.testing.assert_array_equal(values(plain, sets["parcel"])[parcel][still], before[still])
 
 
 def test_what_was_computed_of_a_part_is_gone_when_the_next_one_is_asked_for() -> None:

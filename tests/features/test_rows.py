@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.arrays import SMALL, absent, columns, combine, hash_codes, hours_between, local, match, take
+from features.arrays import SMALL, absent, columns, combine, hash_codes, hours_between, local, match, take, utc
 from features.dataset import Dataset
 from features.listings import Listings
 from features.rows import Rows
@@ -35,6 +35,16 @@ def hours(n: float) -> pd.Timestamp:
 
 
 # Arrays.
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Asia/Kathmandu", "America/St_Johns"])
+@given(st.integers(0, 365 * 24 * 60))
+@quick
+def test_a_wall_clock_is_read_back(zone: str, minutes: int) -> None:
+    moment = np.array([np.datetime64("2025-01-01", "us") + np.timedelta64(minutes, "m")])
+    shown = local(moment, zone)
+    assert local(utc(shown, zone), zone) == shown  # of an hour shown twice, either will do
+    assert np.isnat(utc(np.array([NAT]), zone)).all()
 
 
 @given(st.lists(text, max_size=8), st.lists(text, max_size=8), st.booleans())
