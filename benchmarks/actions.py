@@ -1,6 +1,6 @@
 """What advice costs in time: the same service asked about the same parcels with a policy and without, in one run.
 
-    python benchmarks/actions.py [--parcels 20000] [--seconds 6] [--rate 30] [--rounds 3] [--json]
+    python benchmarks/actions.py [--parcels 20000] [--seconds 6] [--rate 15] [--rounds 3] [--json]
 
 Makes a simulated shop and trains it (once; kept in benchmarks/out/load, shared with benchmarks/load.py) and a policy of
 8 packages and 4 carriers, so that a parcel has 7 other packages and up to 3 other carriers to be weighed. Servers with
@@ -54,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--parcels", type=int, default=20_000, help="parcels of the simulated shop (default 20000)")
     parser.add_argument("--seconds", type=float, default=6, help="how long each load lasts (default 6)")
-    parser.add_argument("--rate", type=float, default=30, help="requests per second of the steady load (default 30)")
+    parser.add_argument("--rate", type=float, default=15, help="requests per second of the steady load (default 15)")
     parser.add_argument("--clients", type=int, default=4, help="clients of the closed loop (default 4)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each server (default 3)")
     parser.add_argument("--json", action="store_true", help="figures as JSON on stdout")

@@ -14,7 +14,7 @@ Benefit is money: what failures cost times the change of their probabilities, le
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -146,6 +146,8 @@ class Options:
 
     Attributes:
         keys, actions: what can be done, and what the policy says of it.
+        place: position of each key.
+        told: something is known of what it does; of a package: what it does to damage.
         offered: (n, K) it can be done to the parcel, and something is known of what it does.
         before: per target, (n,) or (l,) probabilities as they are.
         after: per target, (n, K) or (l, K) with the action.
@@ -161,6 +163,8 @@ class Options:
 
     keys: tuple[str, ...]
     actions: tuple[Action, ...]
+    place: Mapping[str, int]
+    told: tuple[bool, ...]
     offered: Array
     before: Mapping[str, Array]
     after: Mapping[str, Array]
@@ -188,7 +192,13 @@ class Options:
         return np.where(np.isfinite(np.take_along_axis(worth, best[:, None], axis=1)[:, 0]), best, -1)
 
 
-def weigh(bundle: Bundle, policy: Policy, rows: Rows, probability: Mapping[str, Array]) -> Options:
+def weigh(
+    bundle: Bundle,
+    policy: Policy,
+    rows: Rows,
+    probability: Mapping[str, Array],
+    matrix: Callable[[str], Array] | None = None,
+) -> Options:
     """What every action of the policy would do for every parcel.
 
     Args:
@@ -196,6 +206,7 @@ def weigh(bundle: Bundle, policy: Policy, rows: Rows, probability: Mapping[str, 
         policy: what things cost.
         rows: the parcels.
         probability: per target of the bundle, (n,) or (l,), as served.
+        matrix: the values of `bundle.columns` of a unit for the rows, where they are there already.
     """
     book = _book(policy)
     parcels = Parcels.of(rows, policy)
@@ -210,15 +221,16 @@ def weigh(bundle: Bundle, policy: Policy, rows: Rows, probability: Mapping[str, 
     scored: dict[str, Array] = {}
     if services.stop > services.start:
         offered[:, services], cost[:, services], co2e[:, services] = _services(book, parcels)
-        scored = dict(_rescored(bundle, book, rows, offered[:, services], before))
+        whole = matrix or (lambda unit: values(rows, bundle.columns(unit)))
+        scored = dict(_rescored(bundle, book, rows, offered[:, services], before, whole))
     cost += np.array([a.cost for a in book.actions])
     after, evidence = _moved(bundle, book, rows, parcels, before, scored, offered)
 
     # Nothing is offered of which nobody can say what it does: a weaker box of unknown risk would look free.
-    for j, key in enumerate(book.keys):
-        says = {t for t in before if evidence[t][j] is not None}
-        if not says or (key.startswith("package:") and "damaged" in before and "damaged" not in says):
-            offered[:, j] = False
+    says = [{t for t in before if evidence[t][j] is not None} for j in range(k)]
+    decisive = {"damaged"} if "damaged" in before else set(before)
+    told = tuple(bool(says[j] & (decisive if j < boxes.stop else set(before))) for j in range(k))
+    offered &= np.array(told, dtype=bool)
     factor = _factor(policy, parcels)
     saving, weighted = np.zeros((n, k)), np.zeros((n, k))
     for target, p in before.items():
@@ -232,6 +244,8 @@ def weigh(bundle: Bundle, policy: Policy, rows: Rows, probability: Mapping[str, 
     return Options(
         keys=book.keys,
         actions=book.actions,
+        place=book.place_of,
+        told=told,
         offered=offered,
         before=before,
         after=after,
@@ -302,7 +316,7 @@ class _Book:
         own, factor: (P,) weight in kg, outer by inner volume; NaN where not said.
         sizes: (P, 3) sides in mm; NaN for packages of many sizes.
         holds: (P,) kg.
-        place: position of a tariff by carrier and service.
+        place: position of a tariff by carrier and service; `place_of` that of an action by its key.
         price: (C, 3) base, per kg, divisor.
         grams: (C,) of CO2e per kg and km.
         takes: (C, 2) at most so many kg, and mm.
@@ -323,6 +337,7 @@ class _Book:
     sizes: Array
     holds: Array
     place: Mapping[tuple[str, str], int]
+    place_of: Mapping[str, int]
     price: Array
     grams: Array
     takes: Array
@@ -377,6 +392,7 @@ def _book(policy: Policy) -> _Book:
         sizes=np.array([p.sides_mm or nowhere for p in packages], dtype=np.float64).reshape(-1, 3),
         holds=_numbers(p.max_weight_g for p in packages) / 1000.0,
         place={at: i for i, at in enumerate(policy.carriers)},
+        place_of={key: j for j, key in enumerate(actions)},
         price=np.array([(t.base_price, t.price_per_kg, t.dimensional_divisor) for t in tariffs]).reshape(-1, 3),
         grams=_numbers(t.co2e_g_per_kg_km for t in tariffs),
         takes=np.array(
@@ -506,7 +522,12 @@ def _prices(book: _Book, parcels: Parcels) -> Array:
 
 
 def _rescored(
-    bundle: Bundle, book: _Book, rows: Rows, can: Array, known: Mapping[str, Array]
+    bundle: Bundle,
+    book: _Book,
+    rows: Rows,
+    can: Array,
+    known: Mapping[str, Array],
+    whole: Callable[[str], Array],
 ) -> Iterator[tuple[str, Array]]:
     """Probabilities of each target had each service of a carrier been used, where it can be: all scored together."""
     at, which = np.nonzero(can)
@@ -532,7 +553,7 @@ def _rescored(
         unit = TARGETS[target].unit
         if unit not in matrix:
             features, moves = bundle.moving(unit, changed)
-            matrix[unit] = values(rows, bundle.columns(unit))[at if unit == "parcel" else lines]
+            matrix[unit] = whole(unit)[at if unit == "parcel" else lines]
             matrix[unit][:, moves] = values(other, features)
         after = np.repeat(p_before[:, None], len(book.tariffs), axis=1)
         place = (at, which) if unit == "parcel" else (lines, which[other.line_parcel])
@@ -626,9 +647,11 @@ def _never_riskier(book: _Book, before: Array, after: Array, step: Array) -> Arr
     """
     out = np.where(step > 0, np.minimum(after, before[:, None]), np.maximum(after, before[:, None]))
     out = np.where(step == 0, after, out)
-    levels = book.levels.tolist()
-    for j in range(1, len(levels)):
-        weaker = [i for i in range(j) if levels[i] < levels[j]]
-        if weaker:
+    levels = book.levels
+    if (levels[1:] > levels[:-1]).all():
+        return np.minimum.accumulate(out, axis=1)
+    for j in range(1, len(levels)):  # of two equally strong ones, one may be said to be better
+        weaker = np.flatnonzero(levels[:j] < levels[j])
+        if len(weaker):
             np.minimum(out[:, j], out[:, weaker].min(axis=1), out=out[:, j])
     return out

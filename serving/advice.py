@@ -100,6 +100,32 @@ def _plain(value: Any) -> str:
     return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
 
 
+class _View:
+    """What actions would do for one parcel, as plain numbers, by the position of the action.
+
+    Attributes:
+        before, after: each risk without and with each action; of `returned`, that any line comes back.
+    """
+
+    def __init__(self, options: Options, row: int, lines: Array) -> None:
+        self.options, self.row = options, row
+        self.saving, self.cost, self.benefit, self.co2e_g, self.offered = (
+            x[row].tolist() for x in (options.saving, options.cost, options.benefit, options.co2e_g, options.offered)
+        )
+        self.before: dict[str, float] = {}
+        self.after: dict[str, list[float]] = {}
+        for target, before in options.before.items():
+            after = options.after[target]
+            if TARGETS[target].unit == "parcel":
+                self.before[target], self.after[target] = float(before[row]), after[row].tolist()
+            elif len(lines):
+                self.before[target], self.after[target] = float(_any(before[lines])), _any(after[lines]).tolist()
+
+    def moved(self, k: int) -> dict[str, list[float]]:
+        """The risks that an action moves, before and after."""
+        return {t: [b, self.after[t][k]] for t, b in self.before.items() if self.after[t][k] != b}
+
+
 class Advisor:
     """What a policy says of some rows: packing rules, handoff data and, where risks are known, what to do.
 
@@ -246,20 +272,21 @@ class Advisor:
             "exceptions": self.exceptions(body),
         }
         decision_id = new_id()
-        ranked = [] if self.options is None else self.options.ranked(row)
+        o = self.options
+        ranked = [] if o is None else o.ranked(row)
         chosen, full = self._choose(ranked, row, parcel_id, capacity)
         key = None if chosen is None else self._key(chosen)
         held = key is not None and withheld(policy, key, parcel_id)
         if key is not None and not held and capacity is not None:
             capacity.take(policy, key, str(self._day[row]), parcel_id, do=True)
-        listed = [self._option(k, row, full) for k in ranked if not (held and k == chosen)]
-        done = None if held else chosen
+        view = None if o is None else _View(o, row, self._lines(row))
+        listed = [] if view is None else [self._option(k, view, full) for k in ranked if not (held and k == chosen)]
         for option in listed:
             option["recommended"] = option["action"] == key
             if option["why_not"] is None and not option["recommended"]:
                 option["why_not"] = "one action is enough"
         body["actions"] = listed
-        body["packages"] = self._ladder(row, None if done is None else self._key(done))
+        body["packages"] = [] if view is None else self._ladder(view, None if held else key)
         named = None if key is None else policy.action(key)
         propensity = 1.0 if named is None else 1.0 - named.randomize
         body["advice"] = {
@@ -273,7 +300,6 @@ class Advisor:
         probabilities: dict[str, Any] = {t: risk["probability"] for t, risk in body["risks"].items()}
         if body["returns"]:
             probabilities["returned"] = [line["probability"] for line in body["returns"]]
-        o = self.options
         return {
             "decision_id": decision_id,
             "decided_at": f"{decided}Z",
@@ -287,20 +313,20 @@ class Advisor:
             "degraded": body["degraded"],
             "probabilities": probabilities,
             "actions": []
-            if o is None
+            if view is None
             else [
                 {
-                    "action": o.keys[k],
-                    "net_benefit": float(o.benefit[row, k]),
-                    "saving": float(o.saving[row, k]),
-                    "cost": float(o.cost[row, k]),
+                    "action": view.options.keys[k],
+                    "net_benefit": view.benefit[k],
+                    "saving": view.saving[k],
+                    "cost": view.cost[k],
                 }
                 for k in ranked
             ],
             "action": key,
             "arm": body["advice"]["arm"],
             "propensity": propensity,
-            "net_benefit": None if chosen is None or o is None else float(o.benefit[row, chosen]),
+            "net_benefit": None if chosen is None or view is None else view.benefit[chosen],
         }
 
     def _key(self, k: int) -> str:
@@ -322,76 +348,61 @@ class Advisor:
             full.append(k)
         return None, full
 
-    def _option(self, k: int, row: int, full: list[int]) -> dict[str, Any]:
+    def _option(self, k: int, view: _View, full: list[int]) -> dict[str, Any]:
         """One action as an answer says it."""
-        o = self.options
-        assert o is not None
-        action, co2e = o.actions[k], float(o.co2e_g[row, k])
-        risks = {t: [b, a] for t, (b, a) in self._risks(row, k).items() if a != b}
+        o, net, co2e, risks = view.options, view.benefit[k], view.co2e_g[k], view.moved(k)
+        action, key, least = o.actions[k], o.keys[k], o.actions[k].least_benefit
         known = [e for t in o.evidence if (e := o.evidence[t][k]) is not None and (t in risks or not risks)]
         evidence = max(known, key=TRUST.index)
-        net = float(o.benefit[row, k])
         why_not = None
-        if net <= o.least[k]:
-            why_not = f"its net benefit is not above {self._money(float(o.least[k]))}"
+        if net <= least:
+            why_not = f"its net benefit is not above {self._money(least)}"
         elif k in full:
             why_not = f"all {action.capacity_per_day} of the day are used up"
         return {
-            "action": o.keys[k],
+            "action": key,
             "owner": action.owner,
             "recommended": False,
-            "saving": float(o.saving[row, k]),
-            "cost": float(o.cost[row, k]),
+            "saving": view.saving[k],
+            "cost": view.cost[k],
             "net_benefit": net,
             "co2e_g": None if co2e != co2e else co2e,
             "evidence": evidence,
             "risks": risks,
-            "text": f"{self._what(o.keys[k])}: {self._moves(risks)}, {self._nets(net)} ({evidence})",
+            "text": f"{self._what(key)}: {self._moves(risks)}, {self._nets(net)} ({evidence})",
             "why_not": why_not,
         }
-
-    def _risks(self, row: int, k: int | None) -> dict[str, tuple[float, float]]:
-        """Each risk before and with an action (None: without any); of `returned`, that any line comes back."""
-        o = self.options
-        assert o is not None
-        out = {}
-        for target, before in o.before.items():
-            after = before if k is None else o.after[target][:, k]
-            if TARGETS[target].unit == "parcel":
-                out[target] = float(before[row]), float(after[row])
-            elif len(mine := self._lines(row)):
-                out[target] = _any(before[mine]), _any(after[mine])
-        return out
 
     def _lines(self, row: int) -> Array:
         order, first = self._lines_of
         return order[first[row] : first[row + 1]]
 
-    def _ladder(self, row: int, done: str | None) -> list[dict[str, Any]]:
+    def _ladder(self, view: _View, done: str | None) -> list[dict[str, Any]]:
         """Every package of the policy under the parcel, weakest first."""
-        if self.options is None:
-            return []
-        o, ladder, out = self.options, self.options.ladder, []
-        place = {key: k for k, key in enumerate(o.keys)}
+        o, row, ladder = view.options, view.row, view.options.ladder
+        level = float(o.parcels.level[row])
+        own, fits, dimensional, freight, co2e = (
+            x[row].tolist() for x in (ladder.own, ladder.fits, ladder.dimensional_kg, ladder.freight, ladder.co2e_g)
+        )
+        out = []
         for j, name in enumerate(ladder.names):
-            k = place.get(f"package:{name}")
-            own = bool(ladder.own[row, j])
-            said = own or (k is not None and bool(o.offered[row, k]))
-            risks = {t: after for t, (_, after) in self._risks(row, None if own else k).items()} if said else None
-            dimensional, freight = (float(x[row, j]) for x in (ladder.dimensional_kg, ladder.freight))
+            key = f"package:{name}"
+            k = o.place.get(key, -1)
+            said = k >= 0 and o.told[k] and level == level
+            risks = view.before if own[j] else {t: p[k] for t, p in view.after.items()} if said else None
             out.append(
                 {
                     "package": name,
                     "protection_level": float(ladder.level[j]),
-                    "current": own,
-                    "recommended": done == f"package:{name}",
-                    "fits": bool(ladder.fits[row, j]),
+                    "current": own[j],
+                    "recommended": done == key,
+                    "fits": fits[j],
                     "risks": risks,
                     "material_cost": float(ladder.material[j]),
-                    "dimensional_weight_kg": None if dimensional != dimensional else dimensional,
-                    "freight": None if freight != freight else freight,
-                    "co2e_g": float(ladder.co2e_g[row, j]),
-                    "net_benefit": 0.0 if own else float(o.benefit[row, k]) if said and k is not None else None,
+                    "dimensional_weight_kg": None if dimensional[j] != dimensional[j] else dimensional[j],
+                    "freight": None if freight[j] != freight[j] else freight[j],
+                    "co2e_g": co2e[j],
+                    "net_benefit": 0.0 if own[j] else view.benefit[k] if said else None,
                 }
             )
         return out
@@ -446,9 +457,9 @@ class Advisor:
         return "Nothing worth doing."
 
 
-def _any(p: Array) -> float:
-    """The chance that any of some lines comes back, as if one did not tell of another."""
-    kept = 1.0
-    for each in p.tolist():
-        kept *= 1.0 - each
-    return 1.0 - kept
+def _any(p: Array) -> Array:
+    """The chance that any of some lines (l, ...) comes back, as if one did not tell of another."""
+    kept = 1.0 - p[0]
+    for line in range(1, len(p)):
+        kept = kept * (1.0 - p[line])
+    return np.asarray(1.0 - kept)

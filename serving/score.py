@@ -158,10 +158,14 @@ class Scoring:
         self.bundle, self.rows = bundle, rows
         self._whole: dict[str, Array] = {}
 
-    def _matrix(self, target: str, unit: str) -> Array:
+    def matrix(self, unit: str) -> Array:
+        """The values of all `bundle.columns` of a unit."""
         if unit not in self._whole:
             self._whole[unit] = values(self.rows, self.bundle.columns(unit))
-        return self.bundle.cut(target, self._whole[unit])
+        return self._whole[unit]
+
+    def _matrix(self, target: str, unit: str) -> Array:
+        return self.bundle.cut(target, self.matrix(unit))
 
     def targets(self) -> Iterator[tuple[str, Explained]]:
         """Every target, scored and explained for all rows of its unit."""
@@ -316,7 +320,7 @@ def _answer_together(
     if policy is None:
         return bodies, None
     probability = {name: explained.probability for name, explained in by_target.items()}
-    return bodies, Advisor(policy, rows, weigh(bundle, policy, rows, probability))
+    return bodies, Advisor(policy, rows, weigh(bundle, policy, rows, probability, scoring.matrix))
 
 
 def _unlisted(rows: Rows, request: Request, first: int) -> list[str]:

@@ -72,7 +72,7 @@ def lacking(policy: Policy, dataset: Dataset) -> list[str]:
 
 def _lines(dataset: Dataset) -> Iterator[str]:
     settings, parcels = dataset.settings, _joined(dataset)
-    currency = settings.currency or "EUR"
+    currency = settings.currency or "XXX"  # ISO 4217 for no currency
     unit = _median_value(dataset)
 
     def money(share: float) -> str:
@@ -80,7 +80,8 @@ def _lines(dataset: Dataset) -> Iterator[str]:
 
     yield _HEAD.format(currency=currency)
     yield f"name = {_key(settings.name, bare=False)}"
-    yield f'currency = "{currency}"'
+    named = "" if settings.currency else "             # the dataset names none: replace it"
+    yield f"currency = {_key(currency, bare=False)}{named}"
     yield 'salt = "1"                   # another one draws the control arms anew'
     home = _counts(parcels, "destination_country")[:1]
     yield f"home_countries = {json.dumps([c for c, _ in home], ensure_ascii=False)}"

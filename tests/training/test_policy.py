@@ -59,6 +59,13 @@ def test_what_a_shop_does_not_have_is_left_out() -> None:
     assert {*policy.actions} == {"notify_customer", "pickup_point", "hold_next_pickup"}
 
 
+def test_a_currency_is_not_made_up() -> None:
+    orders = pd.DataFrame({"order_id": ["o"], "ordered_at": pd.to_datetime(["2025-01-01"], utc=True)})
+    text = draft(Dataset(Settings(), {"orders": orders}))
+    assert 'currency = "XXX"             # the dataset names none: replace it' in text
+    assert Policy.parse(text).currency == "XXX"
+
+
 def test_names_of_any_kind_survive() -> None:
     n = RARE
     names: dict[str, Any] = {
