@@ -14,6 +14,7 @@ Benefit is money: what failures cost times the change of their probabilities, le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -583,43 +584,51 @@ def _moved(
             offered[:, at] &= step * BETTER[COLUMNS[kind]] > 0
     levers = {(x.target, x.column): x for x in bundle.levers}
     moderators: dict[Any, Array] = {}  # several levers depend on the same
-    after: dict[str, Array] = {}
     evidence: dict[str, list[str | None]] = {}
-    for target, p in before.items():
-        line = TARGETS[target].unit == "line"
-        shift = np.zeros((len(p), k))
-        known: list[str | None] = [None] * k
+    # All targets one below the other: what counts is how often numpy is called.
+    ends = np.cumsum([len(p) for p in before.values()]).tolist()
+    part = {t: slice(end - len(p), end) for (t, p), end in zip(before.items(), ends, strict=True)}
+    shifts = np.zeros((ends[-1] if ends else 0, k))
+    of_lines = {kind: _of_lines(step, rows.line_parcel) for kind, (_, step) in steps.items()}
+    of_parcels = {kind: np.where(np.isnan(step), 0.0, step) for kind, (_, step) in steps.items()}
+    for target in before:
+        moves = of_lines if TARGETS[target].unit == "line" else of_parcels
+        shift, known = shifts[part[target]], evidence.setdefault(target, [None] * k)
         if target in scored:
             known[services] = [ESTIMATED] * (services.stop - services.start)
-
-        def at_unit(values: Array, line: bool = line) -> Array:
-            found = take(values, rows.line_parcel, np.nan) if line else values
-            return np.where(np.isnan(found), 0.0, found)
-
-        for kind, (at, step) in steps.items():
+        for kind, (at, _) in steps.items():
             lever = levers.get((target, COLUMNS[kind]))
             if lever is not None:
                 terms = lever.unit, lever.terms, lever.usual
                 if terms not in moderators:
                     moderators[terms] = lever.moderators(rows)
-                shift[:, at] = at_unit(step) * lever.slope(moderators[terms])[:, None]
+                shift[:, at] = moves[kind] * lever.slope(moderators[terms])[:, None]
                 known[at] = [ESTIMATED] * (at.stop - at.start)
         for j, stated, per_level in book.stated[target]:
             if stated.source != "experiment" and known[j] is not None:
                 continue
-            change = np.log(stated.odds_ratio)
-            shift[:, j] = change * at_unit(steps["package"][1][:, j]) if per_level else change
+            change = math.log(stated.odds_ratio)
+            shift[:, j] = change * moves["package"][:, j] if per_level else change
             known[j] = MEASURED if stated.source == "experiment" else ASSUMED
-        with np.errstate(divide="ignore"):  # what is sure stays sure
-            z = np.log(p) - np.log1p(-p)
-        moved = np.where(shift == 0.0, p[:, None], logistic(z[:, None] + shift))
-        for j in range(services.start, services.stop):
-            if known[j] == ESTIMATED:
-                moved[:, j] = scored[target][:, j - services.start]
+    p = np.concatenate([*before.values()]) if before else np.empty(0)
+    with np.errstate(divide="ignore"):  # what is sure stays sure
+        z = np.log(p) - np.log1p(-p)
+    moved = np.where(shifts == 0.0, p[:, None], logistic(z[:, None] + shifts))
+    after = {target: moved[at] for target, at in part.items()}
+    for target, known in evidence.items():
+        if target in scored:
+            own = [j for j in range(services.start, services.stop) if known[j] == ESTIMATED]
+            after[target][:, own] = scored[target][:, [j - services.start for j in own]]
         if target in PROTECTED and boxes.stop:
-            moved[:, boxes] = _never_riskier(book, p, moved[:, boxes], at_unit(steps["package"][1]))
-        after[target], evidence[target] = moved, known
+            step = (of_lines if TARGETS[target].unit == "line" else of_parcels)["package"]
+            after[target][:, boxes] = _never_riskier(book, before[target], after[target][:, boxes], step)
     return after, evidence
+
+
+def _of_lines(step: Array, line_parcel: Array) -> Array:
+    """What moves by (n, ...) of parcels, of their lines; nothing moves where it is not known."""
+    found = take(step, line_parcel, np.nan)
+    return np.where(np.isnan(found), 0.0, found)
 
 
 def _steps(book: _Book, rows: Rows, parcels: Parcels) -> dict[str, tuple[slice, Array]]:
