@@ -74,6 +74,9 @@ STRENGTH = 50.0
 SEEN = 20_000
 """Lookups of single rows that are kept for the next request, some 2 kB each."""
 
+FEW = 16
+"""Up to so many what-ifs are looked up one by one, as they share nearly all with those of other parcels."""
+
 ACTIVITIES = ("ordered", "packed")
 """Counts of facts that are no outcomes: orders placed, parcels packed."""
 
@@ -323,6 +326,28 @@ def _columns(entity: Entity, parent: Entity) -> list[int]:
     return [parent.outcomes.index(o) for o in entity.outcomes]
 
 
+class Several(Lookup):
+    """The lookups of a few rows, each found by itself, as one.
+
+    Args:
+        each: (n,) lookups of one row of one entity.
+    """
+
+    def __init__(self, each: Sequence[Lookup]) -> None:
+        self.each = each
+        self.entity, self.counts, self.tag = each[0].entity, each[0].counts, None
+        self.keys, self.bucket = (np.concatenate(x) for x in ([e.keys for e in each], [e.bucket for e in each]))
+
+    def count(self, field: str, window: int | None = None, before: Array | None = None) -> Array:
+        """As of any lookup."""
+        ends = [None] * len(self.each) if before is None else [before[i : i + 1] for i in range(len(self.each))]
+        return np.concatenate([x.count(field, window, end) for x, end in zip(self.each, ends, strict=True)])
+
+    def rate(self, outcome: str, window: int | None = None, strength: float = STRENGTH) -> Array:
+        """As of any lookup."""
+        return np.concatenate([x.rate(outcome, window, strength) for x in self.each])
+
+
 class History:
     """Counts of all entities, known before `as_of`.
 
@@ -391,19 +416,28 @@ class History:
         if bucket is None:
             last = _bucket(self.as_of - np.timedelta64(1, "us"), e) + 1
             bucket = level.memo[memo] = np.minimum(_bucket(level.decided_at, e), last)
-        if level.n != 1 or level.rows.trace is not None:
+        if level.n > (FEW if level.rows.what_if else 1) or level.n == 0 or level.rows.trace is not None:
             return Lookup(e, self.counts[entity], key(e, level), bucket, parent, level.rows.trace)
-        # One parcel asked for alone shares its carrier, lane, node ... with many others of the day. Found by its words,
-        # a lookup needs no key.
-        tag = (entity, bucket.item(), parent and parent.tag, *(level[c].item() for c in e.columns))
-        found = self._seen.get(tag)
-        if found is None:
-            if len(self._seen) >= SEEN:
-                self._seen.clear()
-            found = Lookup(e, self.counts[entity], key(e, level), bucket, parent)
-            found.tag = tag  # before another thread can find it
-            self._seen[tag] = found
-        return found
+        # One parcel asked for alone shares its carrier, lane, node ... with many others of the day, and so do the same
+        # parcel's what-ifs. Found by its words, a lookup needs no key.
+        above: Sequence[Lookup | None] = [parent] * level.n
+        if isinstance(parent, Several):
+            above = parent.each
+        columns = [level[c].tolist() for c in e.columns]
+        words = list(zip(*columns, strict=True)) if columns else [()] * level.n
+        found, keys = [], None
+        for i, (up, day, names) in enumerate(zip(above, bucket.tolist(), words, strict=True)):
+            tag = (entity, day, up and up.tag, *names)
+            one = self._seen.get(tag)
+            if one is None:
+                if len(self._seen) >= SEEN:
+                    self._seen.clear()
+                keys = key(e, level) if keys is None else keys
+                one = Lookup(e, self.counts[entity], keys[i : i + 1], bucket[i : i + 1], up)
+                one.tag = tag  # before another thread can find it
+                self._seen[tag] = one
+            found.append(one)
+        return found[0] if level.n == 1 else Several(found)
 
     def save(self, to: Path) -> None:
         """Write the tables as plain .npy files into the folder."""

@@ -230,6 +230,11 @@ class Rows:
         some._levels(self.parcels.decided_at[parcels], of_parcel, of_line)
         return some, lines
 
+    @property
+    def what_if(self) -> bool:
+        """Whether some columns are read as if they had been otherwise."""
+        return bool(self._instead)
+
     def lines_of(self) -> tuple[Array, Array]:
         """Lines in the order of their parcels, those of no parcel first, and where each parcel's begin.
 
