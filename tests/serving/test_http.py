@@ -585,7 +585,7 @@ async def main():
     return await asyncio.gather(*(service._together.ask(w) for w in works))
 print(json.dumps([[a["parcel_id"], a["degraded"]] for a in asyncio.run(main())]))
 many = accept("/v1/risk/batch", b"[" + body("one") + b"," + body("bad") + b"]")
-print(json.dumps([a["degraded"] for a in service._answer(many)]))
+print(json.dumps([a["degraded"] for a in service._answer(many)[0]]))
 """
         env = {**os.environ, "DOORSTEP_BUNDLE": str(trained.bundle), "DOORSTEP_SNAPSHOT": str(trained.snapshot)}
         ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
