@@ -44,6 +44,7 @@ from training.sequences import difference, mismatch, odds_ratio  # noqa: E402
 PAGE = ROOT / "docs" / "experiments.md"
 START, END = "<!-- measured: effect -->", "<!-- /measured -->"
 DAYS, A_DAY, LEVEL, ACTIONS = 180, 40, 0.05, 4
+GUARDRAILS = (0.08, 0.06, 0.02, 0.18)
 
 
 @dataclass(frozen=True)
@@ -174,16 +175,26 @@ def judged(case: Case, trials: int, seed: int) -> dict[str, float | list[float]]
     }  # fmt: skip
 
 
-def family(trials: int, seed: int) -> tuple[float, float]:
-    """Share of policies of four null actions in which any of them "works", at 5 % for all, and at 5 % each."""
+def family(trials: int, seed: int) -> tuple[float, float, float]:
+    """Of policies of four null actions, the share in which any primary target is told wrongly, or any answer is.
+
+    Returns:
+        With the level shared as `training.effect` does, with 5 % for each action, and of answers, guardrails and all.
+    """
     rng = np.random.default_rng([seed, 99])
-    shared, each = np.zeros(trials, dtype=bool), np.zeros(trials, dtype=bool)
+    shared, each, answers = (np.zeros(trials, dtype=bool) for _ in range(3))
     for k in range(trials):
         for place, rate in enumerate((0.10, 0.08, 0.06, 0.04), 1):
+            own = LEVEL / (place * (place + 1))
             t = trial(Case("", rate, 0.2), rng)
-            for out, level in ((shared, LEVEL / (place * (place + 1))), (each, LEVEL)):
+            for out, level in ((shared, own), (each, LEVEL)):
                 out[k] |= bool(difference(t.outcome, t.treated, t.propensity, t.look, level).excludes().any())
-    return float(shared.mean()), float(each.mean())
+            answers[k] |= shared[k]
+            for guarded in GUARDRAILS:
+                t = trial(Case("", guarded, 0.2), rng)
+                sides = difference(t.outcome, t.treated, t.propensity, t.look, own / len(GUARDRAILS)).excludes()
+                answers[k] |= bool((sides > 0).any())
+    return float(shared.mean()), float(each.mean()), float(answers.mean())
 
 
 def arms(trials: int, seed: int, lost: float) -> float:
@@ -372,14 +383,12 @@ def main() -> None:
         wide = "-" if np.isinf(got["wide"]) else f"{got['wide']:.2f}"
         rows.append([case.words, f"{case.rate:g}", f"{case.withheld:g}", *shares, odds, found, wide])
         print(f"[{time.monotonic() - started:5.0f} s] {'  '.join(rows[-1])}", file=sys.stderr, flush=True)
-    both = [
-        f"{100 * x:.1f} % at {LEVEL:g} {of}"
-        for x, of in zip(family(args.trials, args.seed), ("for all", "each"), strict=True)
-    ]
+    shared, each, answers = (f"{100 * x:.1f} %" for x in family(args.trials, args.seed))
     lost = {share: arms(args.trials, args.seed, share) for share in (0.0, 0.02, 0.05, 0.10, 0.20)}
     notes = [
         f"{args.trials:,} trials of each kind, {DAYS * A_DAY:,} parcels each, seed {args.seed}.",
-        f"Of {ACTIONS} actions that do nothing any was found in {', '.join(both)}.",
+        f"Of {ACTIONS} actions that do nothing any primary target was told wrongly in {shared} (with {LEVEL:g} for "
+        f"each action: {each}), any answer, with {len(GUARDRAILS)} guardrails each, in {answers}.",
         "Arms found not to be as logged, by what is missing of the treated: "
         + ", ".join(f"{100 * x:.1f} % at {100 * share:.0f} %" for share, x in lost.items())
         + ".",

@@ -79,7 +79,7 @@ def replay(
         progress: is told what is being done.
 
     Raises:
-        ValueError: other currencies, a bundle without any model the policies need, or no parcel in the period.
+        ValueError: other currencies, or no parcel in the period.
     """
     if old.currency != new.currency:
         raise ValueError(f"one policy is in {old.currency}, the other in {new.currency}: give both in one currency")

@@ -173,6 +173,19 @@ def test_the_least_benefit_that_earns_most_earns_what_is_said(shop, plain, old, 
     assert document["new"]["money"]["as_served"] == pytest.approx(money["least_benefit_best"])
 
 
+def test_a_policy_without_actions_does_nothing(shop, plain, old, bundle):
+    document = tomllib.loads(plain)
+    del document["actions"]
+    idle = Policy.parse(tomli_w.dumps(document))
+    stopped = replay(shop, old, idle, bundle, since=SINCE, until=UNTIL)
+    told = stopped.document
+    assert told["new"]["actions"] == {} and told["new"]["nothing_worth_doing"] == told["parcels"]
+    assert told["net_at_new_prices"] == {"old": 0.0, "new": 0.0, "old_without_price": told["changed"]["parcels"]}
+    assert "have no price in the new policy" in table(told)
+    begun = replay(shop, idle, old, bundle, since=SINCE, until=UNTIL).document
+    assert begun["net_at_new_prices"]["old"] == 0 < begun["net_at_new_prices"]["new"]
+
+
 def test_what_cannot_be_compared_is_refused(shop, plain, old, bundle):
     other = Policy.parse(plain.replace('currency = "EUR"', 'currency = "USD"'))
     with pytest.raises(ValueError, match="in EUR, the other in USD"):
