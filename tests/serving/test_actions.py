@@ -388,6 +388,42 @@ def test_a_batch_is_its_parcels_one_by_one_bit_for_bit(shop: Shop) -> None:
     assert [d["action"] for d in decisions] == [d["action"] for _, each in one_by_one for d in each]
 
 
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_whatever_is_not_known_there_is_an_answer(shop: Shop, data: st.DataObject) -> None:
+    """Columns left out in any combination, odd values, no lines: valid answers, and numbers that JSON can hold."""
+    needed = {"order_id", "ordered_at", "parcel_id", "line_id", "sku"}
+    odd = {
+        "weight_g": 0.0,
+        "package_length_mm": 0.0,
+        "carrier": "nobody",
+        "service": "none",
+        "package_type": "a hat",
+        "label_grade": "E",
+        "destination_country": "XX",
+        "quantity": 0.0,
+        "discount": 1e6,
+        "unit_price": 0.0,
+        "order_value": 0.0,
+    }
+    requests = copy.deepcopy(shop.requests[:3])
+    for request in requests:
+        if data.draw(st.booleans()):
+            request["lines"] = request["lines"][: data.draw(st.integers(0, 1))]
+        for row in (request["order"], request["parcel"], *request["lines"]):
+            for column in sorted({*row} - needed):
+                what = data.draw(st.sampled_from(["keep", "keep", "drop", "odd"]))
+                if what == "drop" or (what == "odd" and column not in odd):
+                    del row[column]
+                elif what == "odd":
+                    row[column] = odd[column]
+    bodies, decisions = decide(shop.bundle, shop.snapshot, shop.policy(), requests, Capacity())
+    for body, decision in zip(bodies, decisions, strict=True):
+        TypeAdapter(Answer).validate_python(body)
+        json.dumps([body, decision], allow_nan=False)
+        assert decision["arm"] in ("act", "none")
+
+
 def test_actions_are_ranked_and_at_most_one_is_recommended(shop: Shop) -> None:
     policy = shop.policy()
     bodies, decisions = decide(shop.bundle, shop.snapshot, policy, shop.requests)
