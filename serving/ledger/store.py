@@ -74,7 +74,7 @@ RECORDS = sa.Table(
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("recorded_at", sa.String(27), nullable=False, index=True),
     sa.Column("key", sa.String(64), nullable=False, unique=True),
-    sa.Column("decision_id", sa.String(64), index=True),
+    sa.Column("decision_id", sa.String(64)),
     sa.Column("parcel", sa.String(64), index=True),
     sa.Column("key_id", _seq, sa.ForeignKey("keys.id", name="fk_records_key_id"), index=True),
     sa.Column("body_digest", sa.String(64), nullable=False),

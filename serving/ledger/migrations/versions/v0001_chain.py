@@ -47,7 +47,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["key_id"], ["keys.id"], name="fk_records_key_id"),
     )
     op.create_index("ix_keys_subject", "keys", ["subject"])
-    for column in ("recorded_at", "decision_id", "parcel", "key_id"):
+    for column in ("recorded_at", "parcel", "key_id"):
         op.create_index(f"ix_records_{column}", "records", [column])
     op.execute("INSERT INTO head (id, ledger, secrets, seq, hash) VALUES (1, '', '', 0, '')")
 
