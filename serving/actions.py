@@ -31,6 +31,9 @@ from serving.explain import logistic
 from serving.levers import BETTER
 from serving.policy import ACTIONS, ANY, COLUMNS, Action, Effect, Package, Policy, Tariff
 
+BAD_END = 1.644854
+"""Standard errors from the estimate to the end that the truth is beyond in one of twenty cases."""
+
 ROUNDING = 1e-12
 """Probabilities that are closer than this are the same."""
 
@@ -158,6 +161,8 @@ class Options:
         co2e_g: (n, K) added; NaN where it is not known, and counts as nothing.
         benefit: (n, K) net, weighted as the policy says.
         least: (K,) benefit below which the action is not recommended.
+        safe: (n, K) false for a weaker package that is worth it only if its effect is as small as estimated: the best
+            of many estimates is too good to be true, and protection is taken away only where the bad end is worth it.
         parcels, ladder: what it was made from, for the answer.
         line_parcel: (l,) the parcel of each line.
     """
@@ -175,6 +180,7 @@ class Options:
     co2e_g: Array
     benefit: Array
     least: Array
+    safe: Array
     parcels: Parcels
     ladder: Ladder
     line_parcel: Array
@@ -188,7 +194,7 @@ class Options:
         """The one action worth doing for each parcel, (n,) position in `keys`; -1 where nothing is worth it."""
         if not self.keys:
             return np.full(len(self.offered), -1)
-        worth = np.where(self.offered & (self.benefit > self.least), self.benefit, -np.inf)
+        worth = np.where(self.offered & self.safe & (self.benefit > self.least), self.benefit, -np.inf)
         best = worth.argmax(axis=1)
         return np.where(np.isfinite(np.take_along_axis(worth, best[:, None], axis=1)[:, 0]), best, -1)
 
@@ -225,7 +231,7 @@ def weigh(
         whole = matrix or (lambda unit: values(rows, bundle.columns(unit)))
         scored = dict(_rescored(bundle, book, rows, offered[:, services], before, whole))
     cost += np.array([a.cost for a in book.actions])
-    after, evidence = _moved(bundle, book, rows, parcels, before, scored, offered)
+    after, evidence, worst = _moved(bundle, book, rows, parcels, before, scored, offered)
 
     # Nothing is offered of which nobody can say what it does: a weaker box of unknown risk would look free.
     says = [{t for t in before if evidence[t][j] is not None} for j in range(k)]
@@ -233,15 +239,24 @@ def weigh(
     told = tuple(bool(says[j] & (decisive if j < boxes.stop else set(before))) for j in range(k))
     offered &= np.array(told, dtype=bool)
     factor = _factor(policy, parcels)
-    saving, weighted = np.zeros((n, k)), np.zeros((n, k))
+    saving, weighted, doubt = np.zeros((n, k)), np.zeros((n, k)), np.zeros((n, k))
     for target, p in before.items():
-        gain = (p[:, None] - after[target]) * _failure(policy, parcels, target)[:, None]
-        if TARGETS[target].unit == "line":
+        each, line = _failure(policy, parcels, target)[:, None], TARGETS[target].unit == "line"
+        gain = (p[:, None] - after[target]) * each
+        if line:
             gain = _per_parcel(gain, rows.line_parcel, n)
         gain *= factor[:, None]
         saving += gain
         weighted += policy.weights.of(target) * gain
+        if target in worst:
+            loss = np.maximum(worst[target] - after[target][:, boxes], 0.0) * each
+            loss = _per_parcel(loss, rows.line_parcel, n) if line else loss
+            doubt[:, boxes] += policy.weights.of(target) * loss * factor[:, None]
     kilograms = np.where(np.isnan(co2e), 0.0, co2e) / 1000.0
+    benefit = weighted - policy.weights.cost * cost - policy.weights.co2e * kilograms
+    least = np.array([a.least_benefit for a in book.actions])
+    weaker = np.zeros((n, k), dtype=bool)
+    weaker[:, boxes] = book.levels[: boxes.stop] < parcels.level[:, None]
     return Options(
         keys=book.keys,
         actions=book.actions,
@@ -254,8 +269,9 @@ def weigh(
         saving=saving,
         cost=cost,
         co2e_g=co2e,
-        benefit=weighted - policy.weights.cost * cost - policy.weights.co2e * kilograms,
-        least=np.array([a.least_benefit for a in book.actions]),
+        benefit=benefit,
+        least=least,
+        safe=~weaker | (benefit - doubt > least),
         parcels=parcels,
         ladder=ladder,
         line_parcel=rows.line_parcel,
@@ -572,8 +588,11 @@ def _moved(
     before: Mapping[str, Array],
     scored: Mapping[str, Array],
     offered: Array,
-) -> tuple[dict[str, Array], dict[str, list[str | None]]]:
-    """Probabilities with each action, (n, K) or (l, K), and what each is known from.
+) -> tuple[dict[str, Array], dict[str, list[str | None]], dict[str, Array]]:
+    """Probabilities with each action, (n, K) or (l, K), what each is known from, and how bad it could be.
+
+    The last is (n, P) or (l, P) for packages: probabilities at the bad end of what the estimate, or the experiment,
+    leaves open; only of targets of which there is such an end.
 
     Takes out of `offered` what a parcel does not need: its column is as good already, or not known.
     """
@@ -589,6 +608,7 @@ def _moved(
     ends = np.cumsum([len(p) for p in before.values()]).tolist()
     part = {t: slice(end - len(p), end) for (t, p), end in zip(before.items(), ends, strict=True)}
     shifts = np.zeros((ends[-1] if ends else 0, k))
+    bad: dict[str, Array] = {}
     of_lines = {kind: _of_lines(step, rows.line_parcel) for kind, (_, step) in steps.items()}
     of_parcels = {kind: np.where(np.isnan(step), 0.0, step) for kind, (_, step) in steps.items()}
     for target in before:
@@ -604,12 +624,20 @@ def _moved(
                     moderators[terms] = lever.moderators(rows)
                 shift[:, at] = moves[kind] * lever.slope(moderators[terms])[:, None]
                 known[at] = [ESTIMATED] * (at.stop - at.start)
+                if kind == "package":
+                    steepest = np.minimum(lever.interval(moderators[terms], BAD_END)[0], 0.0)
+                    bad[target] = moves[kind] * steepest[:, None]
         for j, stated, per_level in book.stated[target]:
             if stated.source != "experiment" and known[j] is not None:
                 continue
             change = math.log(stated.odds_ratio)
             shift[:, j] = change * moves["package"][:, j] if per_level else change
             known[j] = MEASURED if stated.source == "experiment" else ASSUMED
+            if j < boxes.stop and stated.high is not None:
+                worse = math.log(stated.high)
+                bad.setdefault(target, shift[:, boxes].copy())[:, j] = worse * (
+                    moves["package"][:, j] if per_level else 1
+                )
     p = np.concatenate([*before.values()]) if before else np.empty(0)
     with np.errstate(divide="ignore"):  # what is sure stays sure
         z = np.log(p) - np.log1p(-p)
@@ -622,7 +650,8 @@ def _moved(
         if target in PROTECTED and boxes.stop:
             step = (of_lines if TARGETS[target].unit == "line" else of_parcels)["package"]
             after[target][:, boxes] = _never_riskier(book, before[target], after[target][:, boxes], step)
-    return after, evidence
+    worst = {target: logistic(z[part[target], None] + shift) for target, shift in bad.items()}
+    return after, evidence, worst
 
 
 def _of_lines(step: Array, line_parcel: Array) -> Array:

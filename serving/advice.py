@@ -340,7 +340,7 @@ class Advisor:
         full: list[int] = []
         for k in ranked:
             assert self.options is not None
-            if self.options.benefit[row, k] <= self.options.least[k]:
+            if self.options.benefit[row, k] <= self.options.least[k] or not self.options.safe[row, k]:
                 continue
             day = str(self._day[row])
             if capacity is None or capacity.take(self.policy, self._key(k), day, parcel_id, do=False):
@@ -357,6 +357,8 @@ class Advisor:
         why_not = None
         if net <= least:
             why_not = f"its net benefit is not above {self._money(least)}"
+        elif not o.safe[view.row, k]:
+            why_not = "it is not sure enough that so little protection does no more harm"
         elif k in full:
             why_not = f"all {action.capacity_per_day} of the day are used up"
         return {
@@ -453,7 +455,8 @@ class Advisor:
             used = [option["text"] for option in listed if option["action"] in {self._key(k) for k in full}]
             return f"Nothing to do, the day's capacity is used up. It would have been worth it: {used[0]}."
         if listed:
-            return f"Nothing worth doing. The best would be: {listed[0]['text']}."
+            doubt = "" if listed[0]["net_benefit"] <= 0 else f", but {listed[0]['why_not']}"
+            return f"Nothing worth doing. The best would be: {listed[0]['text']}{doubt}."
         return "Nothing worth doing."
 
 

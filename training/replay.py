@@ -128,7 +128,7 @@ class _Weighed:
 
     @staticmethod
     def of(o: Options) -> _Weighed:
-        return _Weighed(o.keys, o.least, np.where(o.offered, o.benefit, -np.inf), o.saving, o.cost)
+        return _Weighed(o.keys, o.least, np.where(o.offered & o.safe, o.benefit, -np.inf), o.saving, o.cost)
 
     @staticmethod
     def joined(parts: list[_Weighed]) -> _Weighed:

@@ -435,9 +435,11 @@ def test_actions_are_ranked_and_at_most_one_is_recommended(shop: Shop) -> None:
         assert [o["action"] for o in body["actions"]] == [o["action"] for o in decision["actions"]]
         done = [o for o in body["actions"] if o["recommended"]]
         arms.add(decision["arm"])
-        if nets[0] > policy.least_benefit:
+        worth = [o for o in body["actions"] if o["net_benefit"] > policy.least_benefit]
+        worth = [o for o in worth if "not sure enough" not in (o["why_not"] or "")]
+        if worth:
             assert [o["action"] for o in done] == [body["advice"]["action"]] == [decision["action"]]
-            assert done[0] is body["actions"][0]
+            assert done[0] is worth[0]
             assert done[0]["why_not"] is None
             assert body["advice"]["text"] == done[0]["text"]
             assert body["advice"]["owner"] == done[0]["owner"]
@@ -466,6 +468,35 @@ def test_a_weaker_box_is_recommended_where_it_saves_more_than_it_risks(shop: Sho
         [option] = [o for o in body["actions"] if o["recommended"]]
         assert option["saving"] < 0 < -option["cost"]
         assert -option["cost"] > -option["saving"]
+
+
+def test_protection_is_taken_away_only_where_the_bad_end_of_the_estimate_is_worth_it(shop: Shop) -> None:
+    policy, bundle = shop.policy(), copy.copy(shop.bundle)
+    known = lever("damaged", "protection_level", one=-0.02)
+    sure, unsure = (replace(known, covariance=((variance,),)) for variance in (1e-12, 1.0))
+    found = {}
+    for name, known in (("sure", sure), ("unsure", unsure)):
+        bundle.levers = (known,)
+        bodies, _ = decide(bundle, shop.snapshot, policy, shop.requests)
+        weaker = []
+        for request, body in zip(shop.requests, bodies, strict=True):
+            for option in body["actions"]:
+                kind, _, package = option["action"].partition(":")
+                own = request["parcel"]["protection_level"]
+                if kind != "package" or option["net_benefit"] <= policy.least_benefit:
+                    continue
+                level = policy.packages[package].protection_level
+                before, after = option["risks"]["damaged"]
+                cost_ = failure(shop.document, "damaged", request)
+                slope = 1.644854 * math.sqrt(known.covariance[0][0]) + 0.02
+                worst = 1 / (1 + math.exp(-(log_odds(before) - slope * (level - own))))
+                lost = shop.document["weights"]["reliability"] * cost_ * (worst - after)
+                safe = level > own or option["net_benefit"] - lost > policy.least_benefit
+                assert ("not sure enough" in (option["why_not"] or "")) == (not safe)
+                assert safe or not option["recommended"]
+                weaker.append(option["recommended"] and level < own)
+        found[name] = sum(weaker)
+    assert found["sure"] > found["unsure"]
 
 
 def test_without_a_policy_there_is_no_advice(shop: Shop) -> None:
