@@ -271,7 +271,7 @@ def weigh(
         co2e_g=co2e,
         benefit=benefit,
         least=least,
-        safe=~weaker | (benefit - doubt > least),
+        safe=~weaker | (benefit - doubt > 0.0),
         parcels=parcels,
         ladder=ladder,
         line_parcel=rows.line_parcel,

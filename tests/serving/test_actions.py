@@ -491,7 +491,7 @@ def test_protection_is_taken_away_only_where_the_bad_end_of_the_estimate_is_wort
                 slope = 1.644854 * math.sqrt(known.covariance[0][0]) + 0.02
                 worst = 1 / (1 + math.exp(-(log_odds(before) - slope * (level - own))))
                 lost = shop.document["weights"]["reliability"] * cost_ * (worst - after)
-                safe = level > own or option["net_benefit"] - lost > policy.least_benefit
+                safe = level > own or option["net_benefit"] - lost > 0
                 assert ("not sure enough" in (option["why_not"] or "")) == (not safe)
                 assert safe or not option["recommended"]
                 weaker.append(option["recommended"] and level < own)

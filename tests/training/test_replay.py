@@ -88,7 +88,7 @@ def one_by_one(shop: Dataset, bundle: Bundle):
             chosen, net = None, 0.0
             for k in options.ranked(i):
                 key, parcel, day = options.keys[k], rows.parcel_id[i], str(days[i])
-                if options.benefit[i, k] <= options.least[k]:
+                if options.benefit[i, k] <= options.least[k] or not options.safe[i, k]:
                     continue
                 held = withheld(p, key, parcel)
                 if held or capacity.take(p, key, day, parcel, do=True):
