@@ -767,6 +767,7 @@ def test_flipped_bytes_of_the_database_file_are_found(small: Recorder) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_every_flipped_byte_of_the_database_file_is_found(small: Recorder) -> None:
     assert flipped(small, 1) > 5_000
