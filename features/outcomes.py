@@ -9,12 +9,13 @@ count at t never depends on what was learned at t or later.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.arrays import DAY, Array, absent, match, take
+from features.treated import EVERY, treated
 
 if TYPE_CHECKING:
     from features.dataset import Settings
@@ -37,7 +38,9 @@ class Outcome:
         matures_at: (n,) datetime64[us], when the unit's cohort can be judged; NaT where it never can.
         default: label of a mature unit of which no fact is known, 0 or 1.
         fact_unit, fact_at, fact_value: (f,) facts sorted by unit and time of knowledge, and the label from then on.
-        withdrawn_at: (n,) datetime64[us], when the unit turned out not to be at risk; NaT for nearly all.
+        withdrawn_at: (n,) datetime64[us], when the unit turned out not to be at risk, or to be treated against it; NaT
+            for nearly all.
+        weight: (n,) int64, for how many units each counts; None: for itself.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Outcome:
     fact_at: Array
     fact_value: Array
     withdrawn_at: Array
+    weight: Array | None = None
 
     def label(self, as_of: np.datetime64) -> tuple[Array, Array]:
         """Labels as known just before `as_of`.
@@ -81,11 +85,14 @@ class Outcome:
         final = first.copy()
         final[late_unit] = late_value
         left = np.flatnonzero(enters & (self.withdrawn_at < as_of))
+        changed = np.concatenate([entered, late_unit, left])
+        times = 1 if self.weight is None else self.weight[changed]
         return (
-            np.concatenate([entered, late_unit, left]),
+            changed,
             np.concatenate([self.matures_at[entered], late_at, self.withdrawn_at[left]]),
-            np.concatenate([np.ones(len(entered)), np.zeros(len(late_unit)), -np.ones(len(left))]).astype(np.int64),
-            np.concatenate([first[entered], late_value - before, -final[left]]),
+            np.concatenate([np.ones(len(entered)), np.zeros(len(late_unit)), -np.ones(len(left))]).astype(np.int64)
+            * times,
+            np.concatenate([first[entered], late_value - before, -final[left]]) * times,
         )
 
 
@@ -93,7 +100,7 @@ def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Se
     """Outcomes of all units of a dataset.
 
     Args:
-        tables: arrays per table, see `features.rows.columns`; only events and returns are read.
+        tables: arrays per table, see `features.rows.columns`; only events, returns and decisions are read.
         rows: the units, as joined from the same tables.
         settings: windows of the dataset.
 
@@ -152,6 +159,17 @@ def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Se
     h_known = np.concatenate([judged[judged_unit], withdrawn[gone]])
     h_value = np.concatenate([missed[judged_unit], np.ones(len(gone))]).astype(np.int8)
     h_order = np.lexsort((h_known, h_unit))
+    acted = treated(tables.get("decisions", {}), rows.parcel_id)
+
+    def kept(outcome: Outcome) -> Outcome:
+        """The outcome of those that nothing was done against."""
+        left_out = acted.left_out_at[outcome.name]
+        return replace(
+            outcome,
+            withdrawn_at=np.fmin(outcome.withdrawn_at, left_out),
+            weight=acted.weight[outcome.name],
+        )
+
     by = {
         "late": Outcome(
             "late",
@@ -168,6 +186,8 @@ def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Se
             "handover", "parcel", judged, 0, h_unit[h_order], h_known[h_order], h_value[h_order], never
         ),
     }
+    if "decisions" in tables:
+        by |= {name: kept(by[name]) for name in EVERY}
     door, door_known = first(delivered, happened), first(delivered, known)
     closes = np.maximum(np.maximum(door + settings.return_window_days * DAY, door_known), decided)
     by["returned"] = _returned(tables.get("returns", {}), rows, closes, withdrawn)
