@@ -40,7 +40,8 @@ class Outcome:
         fact_unit, fact_at, fact_value: (f,) facts sorted by unit and time of knowledge, and the label from then on.
         withdrawn_at: (n,) datetime64[us], when the unit turned out not to be at risk, or to be treated against it; NaT
             for nearly all.
-        weight: (n,) int64, for how many units each counts; None: for itself.
+        weight: (n,) int64, for how many units each counts; None: for itself (`features.treated`).
+        left_out_at: (n,) datetime64[us], the part of `withdrawn_at` that is treatment; None: nobody was treated.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Outcome:
     fact_value: Array
     withdrawn_at: Array
     weight: Array | None = None
+    left_out_at: Array | None = None
 
     def label(self, as_of: np.datetime64) -> tuple[Array, Array]:
         """Labels as known just before `as_of`.
@@ -168,6 +170,7 @@ def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Se
             outcome,
             withdrawn_at=np.fmin(outcome.withdrawn_at, left_out),
             weight=acted.weight[outcome.name],
+            left_out_at=left_out,
         )
 
     by = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,6 +161,7 @@ def fit(
     progress: Callable[[str], None] = lambda _: None,
     news: News | None = None,
     beside: int = 1,
+    times: Array | None = None,
 ) -> Fitted:
     """Fit one target.
 
@@ -174,6 +175,7 @@ def fit(
         progress: told what is being done.
         news: what is known of all rows decided before the end of training, young ones too; None to leave those out.
         beside: how many models are fitted at the same time.
+        times: (n,) int64, for how many rows each stands (`features.treated`); None: for itself.
 
     Raises:
         ValueError: the training rows hold one class only.
@@ -183,6 +185,9 @@ def fit(
     import lightgbm as lgb
 
     train = np.flatnonzero(label >= 0)
+    if times is not None:
+        train, folds = np.repeat(train, times[train]), [_repeated(f, times) for f in folds]
+        news = news and news.only(np.repeat(np.arange(len(news.where)), times[news.where]))
     y = label[train]
     if y.min() == y.max():
         raise ValueError(f"{spec.target}: all {len(y)} training rows have the label {y[0]}; both classes are needed")
@@ -237,6 +242,18 @@ def fit(
     compiled = compile_booster(booster)
     model = TargetModel(spec.target, features, compiled, slope, intercept + lately, float(y.mean()), usual)
     return Fitted(model, booster, {**params, "num_trees": trees}, rows, positives, used, worth, lately)
+
+
+def _repeated(fold: Fold, times: Array) -> Fold:
+    """The fold with each row as often as it counts."""
+    train, test = times[fold.train], times[fold.test]
+    return replace(
+        fold,
+        train=np.repeat(fold.train, train),
+        train_label=np.repeat(fold.train_label, train),
+        test=np.repeat(fold.test, test),
+        test_label=np.repeat(fold.test_label, test),
+    )
 
 
 def _grown(params: dict[str, Any], matrix: Array, news: News, trees: int) -> lightgbm.Booster:

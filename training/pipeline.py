@@ -448,6 +448,8 @@ def _train_target(
     document["excluded"]["train"] -= fitted.young_rows
     document["young"] = {"rows": fitted.young_rows, "worth": fitted.young_worth, "level": fitted.recent_level}
     document["recent"] = _recent(facts, units, end)
+    if "decisions" in facts.tables:
+        document["treated"] = treated_among(units, fold)
     document["calibration"] = {
         "slope": fitted.model.slope,
         "intercept": fitted.model.intercept,
@@ -455,6 +457,16 @@ def _train_target(
         "positives": fitted.calibration_positives,
     }
     return report, document, fitted
+
+
+def treated_among(units: Labels, fold: Fold) -> dict[str, int]:
+    """Of the units decided before a fold's split: how many were left out as treated, and how many stand for them."""
+    before = np.flatnonzero(units.decided_at < fold.at)
+    out = (
+        units.outcome.left_out_at[units.row[before]] < fold.at if units.outcome.left_out_at is not None else before[:0]
+    )
+    weight = units.outcome.weight[units.row[before]] if units.outcome.weight is not None else before[:0]
+    return {"left_out": int(np.count_nonzero(out)), "stand_for_them": int(np.count_nonzero(weight > 1))}
 
 
 def _recent(facts: Facts, units: Labels, end: np.datetime64) -> dict[str, Any]:
@@ -503,7 +515,8 @@ def fit_on(
     label[fold.train] = fold.train_label
     spec = spec or MODELS[units.target]
     heard = news(facts, units, fold.at) if spec.young else None
-    return fit(spec, features, matrix, label, inner, seed, say, heard, beside)
+    times = None if units.outcome.weight is None else units.outcome.weight[units.row]
+    return fit(spec, features, matrix, label, inner, seed, say, heard, beside, times)
 
 
 def train_reasons(

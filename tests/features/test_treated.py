@@ -96,7 +96,9 @@ def test_where_nobody_was_treated_every_count_and_label_is_the_same(dataset):
         for part in ("keys", "order", "sums"):
             np.testing.assert_array_equal(getattr(counts, part), getattr(other, part))
     for name, outcome in plain.outcomes.items():
-        for one, other in zip(outcome.label(plain.snapshot.as_of), told.outcomes[name].label(plain.snapshot.as_of), strict=True):
+        for one, other in zip(
+            outcome.label(plain.snapshot.as_of), told.outcomes[name].label(plain.snapshot.as_of), strict=True
+        ):
             np.testing.assert_array_equal(one, other)
 
 
