@@ -249,6 +249,10 @@ TABLES: dict[str, Table] = {
                 ),
                 _number("propensity", "the chance that the action was advised", "share", high=1),
                 _code("done", "the action really done, as reported; empty if none was or nobody said"),
+                _code(
+                    "before",
+                    "what the action changed, as it was before: package type, share filled, label grade ...",
+                ),
                 _time("known_at", "when the shop learned what was done"),
                 _code("override_reason", "why something else was done than advised"),
                 _id("policy", "digest of the policy that decided"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,10 +39,10 @@ class Outcome:
         matures_at: (n,) datetime64[us], when the unit's cohort can be judged; NaT where it never can.
         default: label of a mature unit of which no fact is known, 0 or 1.
         fact_unit, fact_at, fact_value: (f,) facts sorted by unit and time of knowledge, and the label from then on.
-        withdrawn_at: (n,) datetime64[us], when the unit turned out not to be at risk, or to be treated against it; NaT
-            for nearly all.
-        weight: (n,) int64, for how many units each counts; None: for itself (`features.treated`).
-        left_out_at: (n,) datetime64[us], the part of `withdrawn_at` that is treatment; None: nobody was treated.
+        withdrawn_at: (n,) datetime64[us], when the unit turned out not to be at risk; NaT for nearly all.
+        left_out_at: (n,) datetime64[us], when it was treated against the outcome (`features.treated`): from then on it
+            has no label and does not count, as if withdrawn; None: nobody was treated.
+        weight: (n,) int64, for how many units each counts; None: for itself.
     """
 
     name: str
@@ -52,8 +53,13 @@ class Outcome:
     fact_at: Array
     fact_value: Array
     withdrawn_at: Array
-    weight: Array | None = None
     left_out_at: Array | None = None
+    weight: Array | None = None
+
+    @cached_property
+    def gone_at(self) -> Array:
+        """When a unit was withdrawn or left out, (n,) datetime64[us]; NaT for those that stay."""
+        return self.withdrawn_at if self.left_out_at is None else np.fmin(self.withdrawn_at, self.left_out_at)
 
     def label(self, as_of: np.datetime64) -> tuple[Array, Array]:
         """Labels as known just before `as_of`.
@@ -64,7 +70,7 @@ class Outcome:
         label = np.full(len(self.matures_at), self.default, dtype=np.int8)
         known = self.fact_at < as_of
         label[self.fact_unit[known]] = self.fact_value[known]  # sorted by time: the last assignment stays
-        return label, (self.matures_at < as_of) & ~(self.withdrawn_at < as_of)
+        return label, (self.matures_at < as_of) & ~(self.gone_at < as_of)
 
     def steps(self, as_of: np.datetime64) -> tuple[Array, Array, Array, Array]:
         """Every change of the counts before `as_of`: additive, in any order.
@@ -73,12 +79,12 @@ class Outcome:
             (s,) unit, (s,) time of knowledge, (s,) change in the number of units, (s,) change in the positives.
         """
         n = len(self.matures_at)
-        enters = (self.matures_at < as_of) & ~(self.withdrawn_at <= self.matures_at)
+        enters = (self.matures_at < as_of) & ~(self.gone_at <= self.matures_at)
         unit, at, value = self.fact_unit, self.fact_at, self.fact_value
         early = at <= self.matures_at[unit]
         first = np.full(n, self.default, dtype=np.int64)
         first[unit[early]] = value[early]
-        later = (at > self.matures_at[unit]) & (at < as_of) & ~(at >= self.withdrawn_at[unit])
+        later = (at > self.matures_at[unit]) & (at < as_of) & ~(at >= self.gone_at[unit])
         late_unit, late_at, late_value = unit[later], at[later], value[later].astype(np.int64)
         before = first[late_unit]
         same = np.flatnonzero(late_unit[1:] == late_unit[:-1]) + 1  # a second change: against the first one
@@ -86,12 +92,12 @@ class Outcome:
         entered = np.flatnonzero(enters)
         final = first.copy()
         final[late_unit] = late_value
-        left = np.flatnonzero(enters & (self.withdrawn_at < as_of))
+        left = np.flatnonzero(enters & (self.gone_at < as_of))
         changed = np.concatenate([entered, late_unit, left])
         times = 1 if self.weight is None else self.weight[changed]
         return (
             changed,
-            np.concatenate([self.matures_at[entered], late_at, self.withdrawn_at[left]]),
+            np.concatenate([self.matures_at[entered], late_at, self.gone_at[left]]),
             np.concatenate([np.ones(len(entered)), np.zeros(len(late_unit)), -np.ones(len(left))]).astype(np.int64)
             * times,
             np.concatenate([first[entered], late_value - before, -final[left]]) * times,
@@ -165,13 +171,7 @@ def outcomes(tables: Mapping[str, Mapping[str, Array]], rows: Rows, settings: Se
 
     def kept(outcome: Outcome) -> Outcome:
         """The outcome of those that nothing was done against."""
-        left_out = acted.left_out_at[outcome.name]
-        return replace(
-            outcome,
-            withdrawn_at=np.fmin(outcome.withdrawn_at, left_out),
-            weight=acted.weight[outcome.name],
-            left_out_at=left_out,
-        )
+        return replace(outcome, left_out_at=acted.left_out_at[outcome.name], weight=acted.weight[outcome.name])
 
     by = {
         "late": Outcome(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from features.history import ENTITIES, PARCEL_OUTCOMES, Entity, History
 from features.listings import Listings
 from features.outcomes import Outcome, outcomes
 from features.rows import Rows
+from features.treated import restored
 
 if TYPE_CHECKING:
     from features.dataset import Dataset
@@ -133,12 +134,15 @@ class Facts:
         rows: the units; their features see the snapshot's history as of each unit's own decision.
         outcomes: what happened to the units.
         snapshot: the history of it.
+        steps: per column of `parcels` (parcels,) what actions added to it and was taken back (`features.treated`); the
+            tables and rows have it as it was before.
     """
 
     tables: Tables
     rows: Rows
     outcomes: Mapping[str, Outcome]
     snapshot: Snapshot
+    steps: Mapping[str, Array] = field(default_factory=dict)
 
     @staticmethod
     def of(dataset: Dataset, as_of: np.datetime64 | pd.Timestamp | None = None) -> Facts:
@@ -146,6 +150,9 @@ class Facts:
         tables = columns(dataset.tables)
         end = moment_of(dataset.settings, tables) if as_of is None else moment(as_of)
         tables = known_before(tables, end)
+        steps: dict[str, Array] = {}
+        if "decisions" in tables:
+            tables, steps = restored(tables)
         # The listings of the dataset are the snapshot's: they need not be given as well.
         rows = Rows({n: t for n, t in tables.items() if n != "listings"}, Snapshot.empty(dataset.settings, end, tables))
         happened = outcomes(tables, rows, dataset.settings)
@@ -153,7 +160,7 @@ class Facts:
         codes = _codes(tables, dataset.settings)
         rows.snapshot = Snapshot(end, dataset.settings, history, rows.snapshot.listings, codes)
         rows.forget()
-        return Facts(tables, rows, happened, rows.snapshot)
+        return Facts(tables, rows, happened, rows.snapshot, steps)
 
 
 def on_clock(time: str | pd.Timestamp, timezone: str) -> np.datetime64:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.arrays import Array, absent, match
+from features.arrays import Array, Tables, absent, match
+from features.vocabulary import LABEL_GRADES
 
 MOVES: dict[str, tuple[str, ...]] = {
     "package": ("damaged",),
@@ -38,6 +39,16 @@ MOST = 20
 """A withheld parcel counts for so many at most."""
 
 
+COLUMNS: dict[str, str] = {
+    "package": "protection_level",
+    "add_fill": "void_fill_ratio",
+    "fix_label": "label_grade",
+    "complete_documents": "documents_complete",
+    "confirm_address": "address_quality",
+}
+"""Actions that change a column of `parcels`, and which; `package` changes `package_type` as well."""
+
+
 @dataclass(frozen=True)
 class Treated:
     """What decisions say of n parcels.
@@ -45,10 +56,12 @@ class Treated:
     Attributes:
         left_out_at: per outcome (n,) datetime64[us], from when on the parcel does not count; NaT: it does.
         weight: per outcome (n,) int64, for how many parcels it counts.
+        done: (n,) object, the action that was done; None: none, or nobody said.
     """
 
     left_out_at: Mapping[str, Array]
     weight: Mapping[str, Array]
+    done: Array
 
 
 def treated(decisions: Mapping[str, Array], parcel_id: Array) -> Treated:
@@ -58,34 +71,93 @@ def treated(decisions: Mapping[str, Array], parcel_id: Array) -> Treated:
         decisions: its columns; may be empty.
         parcel_id: (n,) the parcels.
     """
-    n = len(parcel_id)
-    left_out = {o: np.full(n, np.datetime64("NaT", "us")) for o in EVERY}
+    n, none = len(parcel_id), np.datetime64("NaT", "us")
+    left_out = {o: np.full(n, none) for o in EVERY}
     weight = {o: np.ones(n, dtype=np.int64) for o in EVERY}
-    if "parcel_id" not in decisions:
-        return Treated(left_out, weight)
-    rows, none = len(decisions["parcel_id"]), np.datetime64("NaT", "us")
-
-    def column(name: str, missing: object) -> Array:
-        return decisions[name] if name in decisions else np.full(rows, missing)
-
-    at, decided, arm = match(decisions["parcel_id"], parcel_id), decisions["decided_at"], decisions["arm"]
-    action, done = column("action", None).astype(object), column("done", None).astype(object)
-    propensity, known = column("propensity", np.nan).astype(np.float64), column("known_at", none)
-    known = np.where(np.isnat(known), decided, known)
-    drawn = propensity < 1
-    order = np.argsort(decided, kind="stable")
-    last = np.full(n, -1)
-    order = order[at[order] >= 0]
-    last[at[order]] = order  # sorted by time: the last assignment stays
-    parcel, row = np.flatnonzero(last >= 0), last[last >= 0]
-    arm, drawn, decided, known = arm[row], drawn[row], decided[row], known[row]
-    times = np.clip(np.rint(1 / (1 - np.where(drawn, propensity[row], 0.0))), 1, MOST).astype(np.int64)
+    everything = np.full(n, None, dtype=object)
+    parcel, row = _last(decisions, parcel_id)
+    if not len(row):
+        return Treated(left_out, weight, everything)
+    decided, arm = decisions["decided_at"][row], decisions["arm"][row]
+    action, done = (_given(decisions, name, row, None) for name in ("action", "done"))
+    propensity, known = _given(decisions, "propensity", row, np.nan), _given(decisions, "known_at", row, none)
+    known, drawn = np.where(np.isnat(known), decided, known), propensity < 1
+    times = np.clip(np.rint(1 / (1 - np.where(drawn, propensity, 0.0))), 1, MOST).astype(np.int64)
     for outcome in EVERY:
-        advised, did = _moves(action[row], outcome), _moves(done[row], outcome)
+        advised, did = _moves(action, outcome), _moves(done, outcome)
         by_lot = advised & drawn & (arm == "act")
         left_out[outcome][parcel] = np.where(by_lot, decided, np.where(did, known, none))
         weight[outcome][parcel] = np.where(advised & drawn & (arm == "control"), times, 1)
-    return Treated(left_out, weight)
+    everything[parcel] = done
+    return Treated(left_out, weight, everything)
+
+
+def restored(tables: Tables) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
+    """The tables with the columns of treated parcels as they were before, where the decision says how that was.
+
+    Returns:
+        The tables, and per lever's column (parcels,) float64 what the action added to it, in the units of the feature
+        of that name; NaN where nothing was restored.
+    """
+    out = {n: dict(t) for n, t in tables.items()}
+    steps: dict[str, Array] = {}
+    decisions, parcels = tables.get("decisions", {}), out.get("parcels", {})
+    parcel, row = _last(decisions, parcels.get("parcel_id", np.empty(0, dtype=object)))
+    if not len(row) or "before" not in decisions:
+        return out, {}
+    kind = np.array([(d or "").partition(":")[0] for d in _given(decisions, "done", row, None).tolist()], dtype=object)
+    before = decisions["before"][row]
+    for action, column in COLUMNS.items():
+        mine = (kind == action) & ~absent(before)
+        if column not in parcels or not mine.any():
+            continue
+        at, texts = parcel[mine], before[mine]
+        step = steps.setdefault(column, np.full(len(parcels["parcel_id"]), np.nan))
+        if action == "package":
+            if "package_type" not in parcels:
+                continue
+            types, first = np.unique(parcels["package_type"].astype(str), return_index=True)
+            level = dict(zip(types.tolist(), parcels[column][first].tolist(), strict=True))
+            parcels["package_type"] = parcels["package_type"].copy()
+            parcels["package_type"][at] = texts
+            was = np.array([level.get(t, np.nan) for t in texts.tolist()])
+        elif column == "label_grade":
+            was = texts
+        else:
+            was = np.array([_number(t) for t in texts.tolist()])
+        now = parcels[column]
+        parcels[column] = now.copy()
+        parcels[column][at] = was
+        grades = column == "label_grade"
+        step[at] = (_grades(now[at]) - _grades(was)) if grades else (now[at].astype(np.float64) - was)
+    return out, steps
+
+
+def _grades(letters: Array) -> Array:
+    place = match(letters, np.array(LABEL_GRADES, dtype=object)).astype(np.float64)
+    return np.where(place < 0, np.nan, place)
+
+
+def _number(text: str) -> float:
+    try:
+        return {"true": 1.0, "false": 0.0}.get(text.lower(), float("nan")) if text.isalpha() else float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _last(decisions: Mapping[str, Array], parcel_id: Array) -> tuple[Array, Array]:
+    """Parcels that a decision is about, and the row of the last one about each."""
+    last = np.full(len(parcel_id), -1)
+    if "parcel_id" in decisions:
+        at = match(decisions["parcel_id"], parcel_id)
+        order = np.argsort(decisions["decided_at"], kind="stable")
+        order = order[at[order] >= 0]
+        last[at[order]] = order  # sorted by time: the last assignment stays
+    return np.flatnonzero(last >= 0), last[last >= 0]
+
+
+def _given(decisions: Mapping[str, Array], name: str, row: Array, missing: object) -> Array:
+    return decisions[name][row] if name in decisions else np.full(len(row), missing)
 
 
 def _moves(actions: Array, outcome: str) -> Array:

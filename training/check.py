@@ -93,6 +93,7 @@ COST_OF_ABSENCE: dict[str, str] = {
     "decisions.action": "no decision recommends anything",
     "decisions.propensity": "effects cannot be measured: nobody knows how the lot was drawn",
     "decisions.done": "whether advice is followed is not known",
+    "decisions.before": "parcels an action has changed cannot be trained on as they were before it",
     "decisions.known_at": "what was done is taken to be known with the decision",
     "decisions.override_reason": "why advice is not followed is not known",
     "decisions.policy": "decisions of different policies cannot be told apart",

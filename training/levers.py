@@ -63,6 +63,9 @@ TREES: dict[str, Any] = {
 }
 ROUNDS = 50
 
+DEPENDS = 0.1
+"""Standard deviation of how much an effect of one standard deviation of a treatment may change per unit of a term."""
+
 HABIT = 5.0
 """What is done with a product otherwise is drawn towards nothing as if so many more parcels had shown nothing."""
 
@@ -163,12 +166,16 @@ def _levers_of(
     every = {c: terms(own, unit, facts.rows)[row] for c, own in names.items()}
     usual = {c: np.nanmedian(at, axis=0) for c, at in every.items()}
     every = {c: np.where(np.isnan(at), usual[c], at) for c, at in every.items()}
-    estimate = orthogonal(y, doses, list(every.values()), x, parts, group, seed)
+    # What an effect depends on is centred where the outcome is, and held near nothing: with few failures the slope over
+    # fragility is noise, and a box would be said to do nothing where it is estimated to do harm.
+    centre = {c: _centre(own, every[c][y == 1]) for c, own in names.items()}
+    estimate = orthogonal(y, doses, [at @ centre[c] for c, at in every.items()], x, parts, group, seed)
     at = 0
     levers = []
     for column, own in names.items():
         k = slice(at, at := at + len(own))
-        effects, covariance = estimate.effects[k], estimate.covariance[k, k]
+        turn = centre[column]
+        effects, covariance = turn @ estimate.effects[k], turn @ estimate.covariance[k, k] @ turn.T
         lever = Lever(
             target,
             column,
@@ -228,15 +235,21 @@ def orthogonal(
         for c in range(doses.shape[1]):
             left[out, c] = doses[out, c] - _fit(x[controls], doses[controls, c], x[out], seed, binary=False)
     d = np.column_stack([at * left[:, [c]] for c, at in enumerate(moderators)])
-    return solved(y, d, log_odds, group)
+    # The first term of a treatment is free, the others are held near 0, in standard deviations of what is left of it.
+    hold = [[0.0, *[(left[:, c].std() / DEPENDS) ** 2] * (at.shape[1] - 1)] for c, at in enumerate(moderators)]
+    return solved(y, d, log_odds, group, np.concatenate(hold))
 
 
-def solved(y: Array, d: Array, log_odds: Array, group: Array) -> Estimate:
-    """Solve the score for residual treatments (n, k), given the log-odds without them (n,); see the module."""
+def solved(y: Array, d: Array, log_odds: Array, group: Array, hold: Array | None = None) -> Estimate:
+    """Solve the score for residual treatments (n, k), given the log-odds without them (n,); see the module.
+
+    `hold` (k,) is the precision with which each effect is held near 0.
+    """
     weight = 1 / (1 + np.exp(np.clip(log_odds, -30, 30)))
     odds = np.exp(np.clip(log_odds, -30, 30))
     z = np.column_stack([d, np.ones(len(y))])
     at = np.zeros(z.shape[1])
+    held = np.zeros(len(at)) if hold is None else np.append(hold, 0.0)
     at[-1] = np.log(max(y @ weight, 1e-9) / max((1 - y) * weight @ odds, 1e-9))
 
     def parts(at: Array) -> tuple[Array, Array]:
@@ -246,10 +259,10 @@ def solved(y: Array, d: Array, log_odds: Array, group: Array) -> Estimate:
 
     for _ in range(60):
         happened, did_not = parts(at)
-        score = (happened - did_not) @ z
+        score = (happened - did_not) @ z - held * at
         # Derivatives of the score by the effects, and by the intercept.
         curve = np.column_stack([-(z * happened[:, None]).T @ d, -(z * did_not[:, None]).sum(axis=0)])
-        step = np.linalg.solve(curve - 1e-9 * np.eye(len(at)), score)
+        step = np.linalg.solve(curve - np.diag(held + 1e-9), score)
         at -= np.clip(step, -0.5, 0.5)
         if np.abs(step).max() < 1e-10:
             break
@@ -258,9 +271,17 @@ def solved(y: Array, d: Array, log_odds: Array, group: Array) -> Estimate:
     each = (happened - did_not)[:, None] * z
     _, place = np.unique(group.astype(str), return_inverse=True)
     sums = np.stack([np.bincount(place, weights=column) for column in each.T])
-    bread = np.linalg.inv(curve - 1e-9 * np.eye(len(at)))
+    bread = np.linalg.inv(curve - np.diag(held + 1e-9))
     covariance = bread @ (sums @ sums.T) @ bread.T
     return Estimate(at[:-1], covariance[:-1, :-1], len(y), int(y.sum()))
+
+
+def _centre(own: tuple[str, ...], of: Array) -> Array:
+    """What turns terms into themselves less their mean where the first is `1`, (k, k): terms @ it are centred."""
+    turn = np.eye(len(own))
+    if own[0] == ONE:
+        turn[0, 1:] = -of[:, 1:].mean(axis=0)
+    return turn
 
 
 def folds_of(group: Array) -> Array:

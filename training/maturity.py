@@ -61,6 +61,12 @@ class News:
     if_false: Array
     recent: Array
 
+    @staticmethod
+    def of(where: Array, label: Array) -> News:
+        """That of mature units alone, none of them recent."""
+        true, no = label.astype(np.float64), np.zeros(len(where), dtype=bool)
+        return News(where, ~no, label == 1, true, 1 - true, no)
+
     def only(self, which: Array) -> News:
         """The news of some of the units."""
         return News(*(getattr(self, f.name)[which] for f in fields(self)))
@@ -214,7 +220,7 @@ class _Delays:
     def __init__(self, facts: Facts, units: Labels, as_of: np.datetime64) -> None:
         self.facts, self.units, self.as_of = facts, units, as_of
         label, mature = units.known(as_of)
-        before = (units.decided_at < as_of) & ~(units.outcome.withdrawn_at[units.row] < as_of)
+        before = (units.decided_at < as_of) & ~(units.outcome.gone_at[units.row] < as_of)
         self.label, self.state = label, self._states(np.full(len(units), as_of))
         self.risk = before & (mature | (self.state >= 0)) & ~np.isnat(units.matures_at)
         self.mature = mature

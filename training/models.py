@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,7 +161,7 @@ def fit(
     progress: Callable[[str], None] = lambda _: None,
     news: News | None = None,
     beside: int = 1,
-    times: Array | None = None,
+    offset: Array | None = None,
 ) -> Fitted:
     """Fit one target.
 
@@ -175,7 +175,8 @@ def fit(
         progress: told what is being done.
         news: what is known of all rows decided before the end of training, young ones too; None to leave those out.
         beside: how many models are fitted at the same time.
-        times: (n,) int64, for how many rows each stands (`features.treated`); None: for itself.
+        offset: (n,) what has been done to a row moved its log-odds by so much: the model learns the rest; None: nothing
+            was done to any.
 
     Raises:
         ValueError: the training rows hold one class only.
@@ -185,9 +186,6 @@ def fit(
     import lightgbm as lgb
 
     train = np.flatnonzero(label >= 0)
-    if times is not None:
-        train, folds = np.repeat(train, times[train]), [_repeated(f, times) for f in folds]
-        news = news and news.only(np.repeat(np.arange(len(news.where)), times[news.where]))
     y = label[train]
     if y.min() == y.max():
         raise ValueError(f"{spec.target}: all {len(y)} training rows have the label {y[0]}; both classes are needed")
@@ -197,7 +195,7 @@ def fit(
     for k, fold in enumerate(folds, 1):
         progress(f"{spec.target}: rolling fold {k} of {len(folds)}, {len(fold.train):,} rows")
         ours = parameters(spec, features, fold.train_label, seed, beside)
-        booster, curve = _grow(ours, matrix, fold, spec.max_trees)
+        booster, curve = _grow(ours, matrix, fold, spec.max_trees, offset)
         gain = booster.feature_importance("gain")
         gains += gain / max(1e-12, gain.sum()) / len(folds)
         grown.append(booster)
@@ -222,7 +220,9 @@ def fit(
     usual = tuple(float(v) for v in medians(read))
     used = 0
     worth = lately = 0.0
-    if news is None or not news.young:
+    if offset is not None:
+        news = news or News.of(train, y)
+    if news is None or (not news.young and offset is None):
         booster = lgb.Booster(params, lgb.Dataset(read, y, params=params))
         del read
         for _ in range(trees):
@@ -232,37 +232,32 @@ def fit(
         booster.model_from_string(booster.model_to_string()).free_dataset()
     else:
         read = matrix[np.ix_(news.where, columns)]
-        booster = _grown(params, read, news, trees)
+        moved = np.zeros(len(news.where)) if offset is None else offset[news.where]
+        booster = _grown(params, read, news, trees, moved)
         raw = _raw(booster, read, trees, beside)
-        intercept = settled(slope * raw, news.slopes)
-        used, worth = news.young, news.worth(slope * raw + intercept)
+        intercept = settled(slope * raw + moved, news.slopes)
+        z = slope * raw + moved + intercept
+        used, worth = news.young, news.worth(z)
         # What has changed of late shows in no feature before its units are mature: the level may follow it sooner.
-        lately = settled(slope * raw[news.recent] + intercept, news.only(news.recent).slopes, PLATT_PRIOR)
+        lately = settled(z[news.recent], news.only(news.recent).slopes, PLATT_PRIOR)
     progress(f"{spec.target}: compiling {trees} trees")
     compiled = compile_booster(booster)
     model = TargetModel(spec.target, features, compiled, slope, intercept + lately, float(y.mean()), usual)
     return Fitted(model, booster, {**params, "num_trees": trees}, rows, positives, used, worth, lately)
 
 
-def _repeated(fold: Fold, times: Array) -> Fold:
-    """The fold with each row as often as it counts."""
-    train, test = times[fold.train], times[fold.test]
-    return replace(
-        fold,
-        train=np.repeat(fold.train, train),
-        train_label=np.repeat(fold.train_label, train),
-        test=np.repeat(fold.test, test),
-        test_label=np.repeat(fold.test_label, test),
-    )
-
-
-def _grown(params: dict[str, Any], matrix: Array, news: News, trees: int) -> lightgbm.Booster:
+def _grown(params: dict[str, Any], matrix: Array, news: News, trees: int, moved: Array) -> lightgbm.Booster:
     """Trees on young rows too. Their scores begin where the base rate is, as those of LightGBM's own losses do."""
     import lightgbm as lgb
 
-    start = settled(np.zeros(len(matrix)), news.slopes)
-    rows = lgb.Dataset(matrix, np.zeros(len(matrix)), init_score=np.full(len(matrix), start), free_raw_data=True)
+    start = settled(moved, news.slopes)
+    rows = lgb.Dataset(matrix, np.zeros(len(matrix)), init_score=start + moved, free_raw_data=True)
     booster = lgb.train({**params, "objective": lambda raw, _: news.slopes(raw)}, rows, num_boost_round=trees)
+    return _lifted(booster, start)
+
+
+def _lifted(booster: lightgbm.Booster, start: float) -> lightgbm.Booster:
+    """The model with what its scores began with in its first tree."""
     for leaf in range(booster.dump_model(num_iteration=1)["tree_info"][0]["num_leaves"]):
         booster.set_leaf_output(0, leaf, booster.get_leaf_output(0, leaf) + start)
     return booster
@@ -285,7 +280,9 @@ JUDGED_ROWS = 60_000
 """Later rows of a rolling fold, at most, that say when it has enough trees; all of them say how it is calibrated."""
 
 
-def _grow(params: dict[str, Any], matrix: Array, fold: Fold, most: int) -> tuple[lightgbm.Booster, Array]:
+def _grow(
+    params: dict[str, Any], matrix: Array, fold: Fold, most: int, offset: Array | None
+) -> tuple[lightgbm.Booster, Array]:
     """Grow a fold's model until more trees only make its later rows worse.
 
     Returns:
@@ -293,7 +290,11 @@ def _grow(params: dict[str, Any], matrix: Array, fold: Fold, most: int) -> tuple
     """
     import lightgbm as lgb
 
-    data = lgb.Dataset(matrix[fold.train], fold.train_label, params=params)
+    start, begin, later = 0.0, None, None
+    if offset is not None:  # scores that begin with something given do not begin at the base rate of themselves
+        start = centred(offset[fold.train], fold.train_label)
+        begin, later = start + offset[fold.train], start + offset[fold.test]
+    data = lgb.Dataset(matrix[fold.train], fold.train_label, init_score=begin, params=params)
     # Evenly over time where there are more than it takes: every tree is followed by a look at each of them.
     some = np.linspace(0, len(fold.test) - 1, min(JUDGED_ROWS, len(fold.test))).astype(np.int64)
     seen: dict[str, dict[str, list[float]]] = {}
@@ -301,7 +302,15 @@ def _grow(params: dict[str, Any], matrix: Array, fold: Fold, most: int) -> tuple
         {**params, "metric": "binary_logloss"},
         data,
         num_boost_round=most,
-        valid_sets=[lgb.Dataset(matrix[fold.test[some]], fold.test_label[some], reference=data, params=params)],
+        valid_sets=[
+            lgb.Dataset(
+                matrix[fold.test[some]],
+                fold.test_label[some],
+                init_score=None if later is None else later[some],
+                reference=data,
+                params=params,
+            )
+        ],
         valid_names=["later"],
         callbacks=[
             lgb.record_evaluation(seen),
@@ -310,6 +319,8 @@ def _grow(params: dict[str, Any], matrix: Array, fold: Fold, most: int) -> tuple
     )
     grown = booster.current_iteration()  # LightGBM lets go of the trees after the lowest log loss
     after = np.minimum(np.arange(STAGE, grown + STAGE, STAGE), grown)
+    if offset is not None:
+        booster = _lifted(booster, start)
     return booster, np.array(seen["later"]["binary_logloss"])[after - 1]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from features.settings import Settings
 from features.snapshot import Facts, on_clock
 from features.vocabulary import EVENT_KINDS, TARGETS
 from serving.bundle import REASON, Bundle, TargetModel
+from serving.levers import Lever
 from serving.reasons import ReasonModel
 from serving.windows import NAME as WINDOW
 from training import evaluation_set
@@ -41,6 +42,7 @@ from training.params import Params
 from training.reasons import FittedReasons, Returns, fit_reasons, judge_reasons, returns_of
 from training.slices import by_slice, slices
 from training.splits import Fold, rolling, split, violations
+from training.treated import acted
 from training.windows import fit_windows, judge_windows
 
 Progress = Callable[[str], None]
@@ -215,23 +217,25 @@ def train(
     documents: dict[str, Any] = {}
     say("looking for columns that know the outcome")
     no_leaks(facts, units, matrices, start, end, trust)
+    able = {n: u for n, u in units.items() if not why_not(facts, u, split(u, start, end))}
+
+    def read(features: FeatureSet, row: Array) -> Array:
+        return cut(matrices, features, row)
+
+    levers, found = estimate_levers(facts, able, read, start, end, seed, say)
     beside = min(len(MODELS), cores())
     say(f"fitting {len(MODELS)} targets, {beside} at a time")
 
     def fitting(name: str) -> tuple[TargetReport, dict[str, Any], Fitted | None]:
         spec = None if params is None else params.spec(name)
-        return _train_target(facts, units[name], matrices, start, end, seed, say, spec, beside)
+        return _train_target(facts, units[name], matrices, start, end, seed, say, spec, beside, levers)
 
     for name, (report, document, model) in zip(MODELS, _side_by_side(fitting, MODELS, beside), strict=True):
         result.targets[name], documents[name] = report, document
         if model is not None:
             fitted[name] = model
 
-    def read(features: FeatureSet, row: Array) -> Array:
-        return cut(matrices, features, row)
-
     window, window_document = fit_windows(facts, units["undelivered"], read, start, end, seed, say)
-    levers, found = estimate_levers(facts, {n: units[n] for n in fitted}, read, start, end, seed, say)
     if not fitted:  # there will be no bundle to put it in
         window, window_document = None, window_document | {"status": "not_trained", "why": "no target was trained"}
     result.metrics = {
@@ -415,6 +419,7 @@ def _train_target(
     say: Progress,
     spec: ModelSpec | None,
     beside: int,
+    levers: Sequence[Lever],
 ) -> tuple[TargetReport, dict[str, Any], Fitted | None]:
     target, settings = TARGETS[units.target], facts.snapshot.settings
     rule = maturity_rule(target.name, settings.return_window_days, settings.lost_after_days)
@@ -436,7 +441,7 @@ def _train_target(
     if report.why:
         say(f"{target.name}: not trained: {report.why}")
         return report, document, None
-    fitted = fit_on(facts, units, matrices, fold, seed, say, spec, beside)
+    fitted = fit_on(facts, units, matrices, fold, seed, say, spec, beside, levers)
     say(f"{target.name}: fitted")
     report.status = document["status"] = "trained"
     report.params = fitted.params
@@ -448,8 +453,8 @@ def _train_target(
     document["excluded"]["train"] -= fitted.young_rows
     document["young"] = {"rows": fitted.young_rows, "worth": fitted.young_worth, "level": fitted.recent_level}
     document["recent"] = _recent(facts, units, end)
-    if "decisions" in facts.tables:
-        document["treated"] = treated_among(units, fold)
+    if (done := acted(facts, units, fold.at, levers)) is not None:
+        document["treated"] = done.to_json()
     document["calibration"] = {
         "slope": fitted.model.slope,
         "intercept": fitted.model.intercept,
@@ -457,16 +462,6 @@ def _train_target(
         "positives": fitted.calibration_positives,
     }
     return report, document, fitted
-
-
-def treated_among(units: Labels, fold: Fold) -> dict[str, int]:
-    """Of the units decided before a fold's split: how many were left out as treated, and how many stand for them."""
-    before = np.flatnonzero(units.decided_at < fold.at)
-    out = (
-        units.outcome.left_out_at[units.row[before]] < fold.at if units.outcome.left_out_at is not None else before[:0]
-    )
-    weight = units.outcome.weight[units.row[before]] if units.outcome.weight is not None else before[:0]
-    return {"left_out": int(np.count_nonzero(out)), "stand_for_them": int(np.count_nonzero(weight > 1))}
 
 
 def _recent(facts: Facts, units: Labels, end: np.datetime64) -> dict[str, Any]:
@@ -486,6 +481,7 @@ def fit_on(
     say: Progress,
     spec: ModelSpec | None = None,
     beside: int = 1,
+    levers: Sequence[Lever] = (),
 ) -> Fitted:
     """Fit one target on what a fold trains on, as every training does: the same features, inner folds and calibration.
 
@@ -498,6 +494,7 @@ def fit_on(
         say: told what is being done.
         spec: how it is modelled, default as in `MODELS`.
         beside: how many targets are fitted at the same time.
+        levers: what changing a column does, to train on those it was changed for.
 
     Raises:
         ValueError: the training rows hold one class only; ask `why_not` first.
@@ -514,9 +511,21 @@ def fit_on(
     label = np.full(len(units), -1, dtype=np.int8)
     label[fold.train] = fold.train_label
     spec = spec or MODELS[units.target]
+    done = acted(facts, units, fold.at, levers)
+    offset = None
+    if done is not None and done.corrected:
+        units, offset = done.units, done.offset
+        after = split(units, fold.at, fold.until)
+        label[after.train] = after.train_label
+        inner = [_with_treated(f, units) for f in inner]
     heard = news(facts, units, fold.at) if spec.young else None
-    times = None if units.outcome.weight is None else units.outcome.weight[units.row]
-    return fit(spec, features, matrix, label, inner, seed, say, heard, beside, times)
+    return fit(spec, features, matrix, label, inner, seed, say, heard, beside, offset)
+
+
+def _with_treated(fold: Fold, units: Labels) -> Fold:
+    """A fold that trains on treated units, too, and is judged on the same as before."""
+    every = split(units, fold.at, fold.until)
+    return replace(fold, train=every.train, train_label=every.train_label)
 
 
 def train_reasons(
