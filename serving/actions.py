@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from features.arrays import Array, local, take, utc
+from features.contracts import TABLES
 from features.matrix import values
 from features.rows import Rows
 from features.vocabulary import LABEL_GRADES, TARGETS
@@ -163,6 +164,7 @@ class Options:
         least: (K,) benefit below which the action is not recommended.
         safe: (n, K) false for a weaker package that is worth it only if its effect is as small as estimated: the best
             of many estimates is too good to be true, and protection is taken away only where the bad end is worth it.
+        breaks: (n, K) another package or service with which the parcel breaks a packing rule that reads it.
         parcels, ladder: what it was made from, for the answer.
         line_parcel: (l,) the parcel of each line.
     """
@@ -181,6 +183,7 @@ class Options:
     benefit: Array
     least: Array
     safe: Array
+    breaks: Array
     parcels: Parcels
     ladder: Ladder
     line_parcel: Array
@@ -190,11 +193,16 @@ class Options:
         benefit, offered = self.benefit[row].tolist(), self.offered[row].tolist()
         return sorted((k for k in range(len(self.keys)) if offered[k]), key=lambda k: -benefit[k])
 
+    @property
+    def open(self) -> Array:
+        """(n, K) what may be recommended, if it is worth it."""
+        return np.asarray(self.offered & self.safe & ~self.breaks)
+
     def best(self) -> Array:
         """The one action worth doing for each parcel, (n,) position in `keys`; -1 where nothing is worth it."""
         if not self.keys:
             return np.full(len(self.offered), -1)
-        worth = np.where(self.offered & self.safe & (self.benefit > self.least), self.benefit, -np.inf)
+        worth = np.where(self.open & (self.benefit > self.least), self.benefit, -np.inf)
         best = worth.argmax(axis=1)
         return np.where(np.isfinite(np.take_along_axis(worth, best[:, None], axis=1)[:, 0]), best, -1)
 
@@ -272,6 +280,7 @@ def weigh(
         benefit=benefit,
         least=least,
         safe=~weaker | (benefit - doubt > 0.0),
+        breaks=_breaks(book, rows, parcels),
         parcels=parcels,
         ladder=ladder,
         line_parcel=rows.line_parcel,
@@ -529,6 +538,57 @@ def _services(book: _Book, parcels: Parcels) -> tuple[Array, Array, Array]:
     more = price - np.take_along_axis(price, mine, axis=1)
     co2e = carriage - np.take_along_axis(carriage, mine, axis=1)
     return offered, more, co2e
+
+
+def fact(rows: Rows, policy: Policy, value: Array, field: str) -> list[Any]:
+    """A field of the packing rules for every parcel, None where it is not known.
+
+    Args:
+        rows: the parcels.
+        policy: says what is abroad.
+        value: of the goods of each parcel, (n,).
+        field: one of `serving.policy.FIELDS`.
+    """
+    p = rows.parcels
+    if field == "fragility":
+        found: list[Any] = rows.per_parcel(rows.lines["listings", "fragility"], "max").tolist()
+    elif field == "value":
+        found = value.tolist()
+    elif field == "abroad":
+        home = policy.home_countries
+        countries = p["orders", "destination_country"].tolist()
+        return [None if c is None else bool(home) and c not in home for c in countries]
+    else:
+        table = next(t for t in ("parcels", "orders") if field in TABLES[t].names)
+        found = p[table, field].tolist()
+        if TABLES[table][field].kind == "flag":
+            return [None if v != v else bool(v) for v in found]
+    return [None if v != v else v for v in found]
+
+
+def _breaks(book: _Book, rows: Rows, parcels: Parcels) -> Array:
+    """Whether a parcel would break a packing rule that reads what an action changes, (n, K) bool.
+
+    Of another package that is its name and its protection, of another service the carrier and the service.
+    """
+    n = rows.parcels.n
+    out = np.zeros((n, len(book.keys)), dtype=bool)
+    packages = [{"package_type": p.name, "protection_level": p.protection_level} for p in book.packages]
+    services = [{"carrier": t.carrier, "service": None if t.service == ANY else t.service} for t in book.tariffs]
+    for at, changed in ((book.boxes, packages), (book.services, services)):
+        if at.stop == at.start:
+            continue
+        fields = changed[0].keys()
+        for rule in book.policy.specification:
+            read = {c.field for c in (*rule.when, *rule.require)}
+            if not read & fields:
+                continue
+            known = {field: fact(rows, book.policy, parcels.value, field) for field in read}
+            for row in range(n):
+                given = {field: found[row] for field, found in known.items()}
+                if all(c.met(given[c.field]) for c in rule.when if c.field not in fields):
+                    out[row, at] |= [rule.broken(given | change) for change in changed]
+    return out
 
 
 def _prices(book: _Book, parcels: Parcels) -> Array:

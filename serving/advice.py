@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from features.arrays import Array, absent, local
-from features.contracts import TABLES
 from features.rows import Rows
 from features.vocabulary import TARGETS
-from serving.actions import TRUST, Options, goods_value
+from serving.actions import TRUST, Options, fact, goods_value
 from serving.policy import ANY, Policy, Rule
 
 WORDS: dict[str, str] = {
@@ -141,29 +140,11 @@ class Advisor:
         self.value, _ = goods_value(rows)
         self._lines_of = rows.lines_of()
         read = {c.field for rule in policy.specification for c in (*rule.when, *rule.require)}
-        self._facts = {field: self._fact(field) for field in read}
+        self._facts = {field: fact(rows, policy, self.value, field) for field in read}
         self._missing = {column: self._absent(column) for column in policy.handoff}
         self._documents = p["parcels", "documents_complete"].tolist()
         self._address = p["parcels", "address_quality"].tolist()
         self._day = local(p.decided_at, rows.zone).astype("datetime64[D]")
-
-    def _fact(self, field: str) -> list[Any]:
-        """A field of the packing rules for every parcel, None where it is not known."""
-        p = self.rows.parcels
-        if field == "fragility":
-            found: list[Any] = self.rows.per_parcel(self.rows.lines["listings", "fragility"], "max").tolist()
-        elif field == "value":
-            found = self.value.tolist()
-        elif field == "abroad":
-            home = self.policy.home_countries
-            countries = p["orders", "destination_country"].tolist()
-            return [None if c is None else bool(home) and c not in home for c in countries]
-        else:
-            table = next(t for t in ("parcels", "orders") if field in TABLES[t].names)
-            found = p[table, field].tolist()
-            if TABLES[table][field].kind == "flag":
-                return [None if v != v else bool(v) for v in found]
-        return [None if v != v else v for v in found]
 
     def _absent(self, column: str) -> Array:
         """Where a column of the handoff is not known, (n,) bool; of lines: where it is not of one of them."""
@@ -284,7 +265,7 @@ class Advisor:
         for option in listed:
             option["recommended"] = option["action"] == key
             if option["why_not"] is None and not option["recommended"]:
-                option["why_not"] = "one action is enough"
+                option["why_not"] = "the parcel is left as it is, to measure" if held else "one action is enough"
         body["actions"] = listed
         body["packages"] = [] if view is None else self._ladder(view, None if held else key)
         named = None if key is None else policy.action(key)
@@ -338,9 +319,10 @@ class Advisor:
     ) -> tuple[int | None, list[int]]:
         """The first action worth doing that there is room for, and those before it that there is none for."""
         full: list[int] = []
+        may = [] if self.options is None else self.options.open[row].tolist()
         for k in ranked:
             assert self.options is not None
-            if self.options.benefit[row, k] <= self.options.least[k] or not self.options.safe[row, k]:
+            if self.options.benefit[row, k] <= self.options.least[k] or not may[k]:
                 continue
             day = str(self._day[row])
             if capacity is None or capacity.take(self.policy, self._key(k), day, parcel_id, do=False):
@@ -359,6 +341,8 @@ class Advisor:
             why_not = f"its net benefit is not above {self._money(least)}"
         elif not o.safe[view.row, k]:
             why_not = "it is not sure enough that so little protection does no more harm"
+        elif o.breaks[view.row, k]:
+            why_not = "it breaks a packing rule"
         elif k in full:
             why_not = f"all {action.capacity_per_day} of the day are used up"
         return {

@@ -416,6 +416,11 @@ class Rule:
     when: tuple[Condition, ...]
     require: tuple[Condition, ...]
 
+    def broken(self, given: Mapping[str, Any]) -> bool:
+        """Whether it holds for a parcel of which these fields are known, and is not met."""
+        holds = all(c.met(given.get(c.field)) for c in self.when)
+        return holds and any(c.met(given.get(c.field)) is False for c in self.require)
+
 
 @dataclass(frozen=True)
 class Protocol:

@@ -122,13 +122,13 @@ class _Weighed:
 
     keys: tuple[str, ...]
     least: Array
-    benefit: Array  # -inf where it is not offered
+    benefit: Array  # -inf where it may not be recommended
     saving: Array
     cost: Array
 
     @staticmethod
     def of(o: Options) -> _Weighed:
-        return _Weighed(o.keys, o.least, np.where(o.offered & o.safe, o.benefit, -np.inf), o.saving, o.cost)
+        return _Weighed(o.keys, o.least, np.where(o.open, o.benefit, -np.inf), o.saving, o.cost)
 
     @staticmethod
     def joined(parts: list[_Weighed]) -> _Weighed:

@@ -470,6 +470,52 @@ def test_a_weaker_box_is_recommended_where_it_saves_more_than_it_risks(shop: Sho
         assert -option["cost"] > -option["saving"]
 
 
+def test_nothing_is_recommended_that_breaks_a_packing_rule(shop: Shop) -> None:
+    asked = copy.deepcopy(shop.requests)
+    for i, request in enumerate(asked):
+        request["parcel"] |= {"package_type": "foam_box", "protection_level": 4.0, "void_fill_ratio": 0.9}
+        request["parcel"]["carrier"] = "alba"
+        request["order"]["channel"] = "app" if i % 2 else "web"
+    rules = [
+        {
+            "rule": "app in 2 or better",
+            "when": [{"field": "channel", "is": "app"}],
+            "require": [{"field": "protection_level", "at_least": 2}],
+        },
+        {
+            "rule": "alba alone takes foam",
+            "when": [{"field": "package_type", "is": "foam_box"}],
+            "require": [{"field": "carrier", "is": "alba"}],
+        },
+    ]
+
+    def advised(rules: list[dict[str, Any]]) -> tuple[Policy, list[dict[str, Any]]]:
+        def change(document: dict[str, Any]) -> None:
+            document["packages"]["foam_box"]["material_cost"] = 9.0
+            document["specification"] = rules
+
+        policy = shop.policy(change)
+        return policy, decide(shop.bundle, shop.snapshot, policy, asked)[0]
+
+    _, free = advised([])
+    policy, bound = advised(rules)
+    weak = {f"package:{p.name}" for p in policy.packages.values() if p.protection_level < 2}
+    assert any(body["advice"]["action"] in weak for body in free[1::2])
+    said = set()
+    for i, (was, body) in enumerate(zip(free, bound, strict=True)):
+        other = {o["action"] for o in body["actions"] if o["action"].startswith("carrier:")}
+        barred = {a for a in other if not a.startswith("carrier:alba/")} | (weak if i % 2 else set())
+        for option in body["actions"]:
+            said.add(option["why_not"])
+            if option["action"] in barred:
+                assert not option["recommended"]
+            else:
+                assert option["why_not"] != "it breaks a packing rule"
+        if was["advice"]["action"] not in barred:
+            assert body["advice"]["action"] == was["advice"]["action"]
+    assert "it breaks a packing rule" in said
+
+
 def test_protection_is_taken_away_only_where_the_bad_end_of_the_estimate_is_worth_it(shop: Shop) -> None:
     policy, bundle = shop.policy(), copy.copy(shop.bundle)
     known = lever("damaged", "protection_level", one=-0.02)
