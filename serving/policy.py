@@ -622,7 +622,7 @@ class _Reader:
         self, least: float, packages: Mapping[str, Package], carriers: Mapping[tuple[str, str], Tariff]
     ) -> dict[str, Action]:
         given = self.table("actions", self.document.get("actions", {}))
-        allowed = {*ACTIONS, *(f"package:{p}" for p in packages), *(f"carrier:{c}/{s}" for c, s in carriers)}
+        allowed = (*ACTIONS, *(f"package:{p}" for p in packages), *(f"carrier:{c}/{s}" for c, s in carriers))
         found: dict[str, Action] = {}
         for name, section in self.named(given, "actions", allowed, "action"):
             place, kind = f"actions.{name}", name.partition(":")[0]

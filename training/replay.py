@@ -441,7 +441,8 @@ def table(document: Mapping[str, Any], most: int = 15) -> str:
     if len(rows) > 1:
         out += ["", columns(rows, (2, 3, 4))]
     if len(changed["pairs"]) > most:
-        out.append(f"and {len(changed['pairs']) - most} other changes")
+        more = len(changed["pairs"]) - most
+        out.append(f"and {more} other change{'s' if more > 1 else ''}")
     rows = [["policy", "nothing worth doing", f"saves {c}", "costs", "net", "net without limits"]]
     for which in ("old", "new"):
         d = document[which]
@@ -449,6 +450,14 @@ def table(document: Mapping[str, Any], most: int = 15) -> str:
         figures = (f"{x:,.2f}" for x in (*money.values(), d["money"]["without_limits"]["net"]))
         rows.append([f"{which} {d['digest']}", f"{d['nothing_worth_doing']:,}", *figures])
     out += ["", columns(rows, (1, 2, 3, 4, 5)), "(each at its own prices)"]
+    for which in ("old", "new"):
+        actions = document[which]["actions"].values()
+        if withheld := sum(a["withheld"] for a in actions):
+            recommended = sum(a["recommended"] for a in actions)
+            out.append(
+                f"{which}: of {recommended:,} recommended {withheld:,} are withheld by lot, to measure, and bring "
+                "nothing"
+            )
     capacity = document["capacity"]["new"]
     if capacity:
         rows = [["limited in the new policy", "a day", "wanted, mean and most", "days short", "used, mean"]]

@@ -646,6 +646,7 @@ def test_a_parcel_of_the_control_arm_is_shown_nothing_to_do(shop: Shop) -> None:
             assert not any(o["recommended"] for o in body["actions"])
             assert action not in {o["action"] for o in body["actions"]}
             assert not any(rung["recommended"] for rung in body["packages"])
+            assert all(o["why_not"] != "one action is enough" for o in body["actions"])
             assert action not in body["advice"]["text"]
         else:
             assert body["advice"]["action"] == action

@@ -88,7 +88,7 @@ def one_by_one(shop: Dataset, bundle: Bundle):
             chosen, net = None, 0.0
             for k in options.ranked(i):
                 key, parcel, day = options.keys[k], rows.parcel_id[i], str(days[i])
-                if options.benefit[i, k] <= options.least[k] or not options.safe[i, k]:
+                if options.benefit[i, k] <= options.least[k] or not options.open[i, k]:
                     continue
                 held = withheld(p, key, parcel)
                 if held or capacity.take(p, key, day, parcel, do=True):
@@ -207,6 +207,7 @@ def test_the_command_prints_the_table_the_document_and_the_changed_decisions(tra
     done = run(*words, "--to", "2025-11-15", "--out", tmp_path / "changed.csv")
     assert done.exit_code == 0, done.output
     assert "decisions change" in done.stdout and "keeps every day" in done.stdout and "SIMULATED" in done.stdout
+    assert "are withheld by lot" in done.stdout
     document = json.loads(run(*words, "--to", "2025-11-15", "--json").stdout)
     assert len(pd.read_csv(tmp_path / "changed.csv")) == document["changed"]["parcels"] > 0
     assert run(*words, "--out", tmp_path / "changed.xlsx").exit_code == 2
