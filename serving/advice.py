@@ -20,7 +20,7 @@ from features.arrays import Array, absent, local
 from features.rows import Rows
 from features.vocabulary import TARGETS
 from serving.actions import TRUST, Options, fact, goods_value
-from serving.policy import ANY, Policy, Rule
+from serving.policy import ANY, COLUMNS, Policy, Rule
 
 WORDS: dict[str, str] = {
     "late": "late",
@@ -30,6 +30,10 @@ WORDS: dict[str, str] = {
     "returned": "return",
 }
 """Targets as they stand before a percentage."""
+
+CHANGES: dict[str, str] = {**COLUMNS, "package": "package_type"}
+"""Kinds of action that change a column of `parcels`, and which. A decision records how they were before: a training is
+to know the parcel without what was done about it."""
 
 DAYS = 64
 """Counts of so many actions and days are kept; the oldest go first."""
@@ -308,7 +312,13 @@ class Advisor:
             "arm": body["advice"]["arm"],
             "propensity": propensity,
             "net_benefit": None if chosen is None or view is None else view.benefit[chosen],
+            "before": self._before(row),
         }
+
+    def _before(self, row: int) -> dict[str, str]:
+        """What each kind of action changes of the parcel, as it is now, where that is known."""
+        columns = {kind: self.rows.parcels["parcels", column][row] for kind, column in CHANGES.items()}
+        return {kind: str(now) for kind, now in columns.items() if now is not None and now == now}
 
     def _key(self, k: int) -> str:
         assert self.options is not None

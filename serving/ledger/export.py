@@ -78,9 +78,12 @@ def export(database: Database, out: Path) -> Exported:
 def _decision(decision: Mapping[str, Any], report: Record | None) -> dict[str, Any]:
     row = {name: decision.get(name) for name in TABLES["decisions"].names}
     told: Mapping[str, Any] = {} if report is None or report.body is None else report.body
+    action = told.get("action") or row["action"]
+    before = decision.get("before") or {}
     return {
         **row,
         "done": told.get("action"),
+        "before": before.get((action or "").partition(":")[0]),
         "known_at": None if report is None else max(report.recorded_at, row["decided_at"] or ""),
         "override_reason": told.get("reason"),
     }

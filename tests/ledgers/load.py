@@ -33,6 +33,7 @@ def decision(name: str, customer: str | None = "C-1", **other: Any) -> dict[str,
         "arm": "act",
         "propensity": 0.9,
         "net_benefit": 0.4,
+        "before": {"package": "bag", "add_fill": "0.4"},
         **other,
     }
 

@@ -576,6 +576,13 @@ def test_a_decision_says_what_it_was_made_of(shop: Shop) -> None:
         "arm": body["advice"]["arm"],
         "propensity": 1.0,
         "net_benefit": max(o["net_benefit"] for o in body["actions"]) if body["advice"]["action"] else None,
+        "before": {
+            "package": request["parcel"]["package_type"],
+            "add_fill": str(request["parcel"]["void_fill_ratio"]),
+            "fix_label": request["parcel"]["label_grade"],
+            "complete_documents": str(float(request["parcel"]["documents_complete"])),
+            "confirm_address": str(request["parcel"]["address_quality"]),
+        },
     }
     json.dumps(decision, allow_nan=False)
     _, [again] = decide(shop.bundle, shop.snapshot, policy, shop.requests[:1])

@@ -781,6 +781,7 @@ def test_an_export_is_part_of_a_dataset(told: Recorder, tmp_path: Path) -> None:
     happened(told, "k2", "d1", "delivered", "2026-03-01T11:30:00Z", corrects="k1")
     happened(told, "k3", "d1", "returned", "2026-03-01T11:40:00Z", line_id="L-d1", reason="wrong_size")
     happened(told, "k4", "d2", "done", action="add_fill")
+    happened(told, "k6", "d0", "done", action="package:box_l")
     tell(told, OVERRIDES, key="k5", decision_id="d3", action=None, reason="no time", at="2026-03-01T11:00Z")
     erase(told.database, told.paths, ("customer", "C-4"), told.clock())
     told.record([decision("idle", action=None, arm="none", propensity=1.0, net_benefit=None, bundle=None)])
@@ -799,8 +800,15 @@ def test_an_export_is_part_of_a_dataset(told: Recorder, tmp_path: Path) -> None:
     assert not [f for f in report.findings if f.table in ("decisions", "returns")], report.render()
     tables = Dataset.open(out).tables
     decisions = tables["decisions"].set_index("decision_id")
-    assert decisions["done"].to_dict() == {"d0": None, "d1": None, "d2": "add_fill", "d3": None, "idle": None}
-    assert decisions["known_at"].notna().to_dict() == {"d0": False, "d1": False, "d2": True, "d3": True, "idle": False}
+    assert decisions["done"].to_dict() == {
+        "d0": "package:box_l",
+        "d1": None,
+        "d2": "add_fill",
+        "d3": None,
+        "idle": None,
+    }
+    assert decisions["known_at"].notna().to_dict() == {"d0": True, "d1": False, "d2": True, "d3": True, "idle": False}
+    assert decisions["before"].to_dict() == {"d0": "bag", "d1": "0.4", "d2": "0.4", "d3": "0.4", "idle": None}
     assert decisions.loc["d3", "override_reason"] == "no time"
     assert decisions.loc["d0", ["arm", "propensity", "action", "policy"]].tolist() == [
         "act",
