@@ -130,11 +130,15 @@ class Oracle:
             parts.append(pd.DataFrame({"parcel_id": parcel_ids(d, n), "package": used, **in_each}))
         return pd.concat(parts, ignore_index=True)
 
-    def carriers(self, target: str) -> pd.DataFrame:
+    def carriers(self, target: str, handed_over_as_it_was: bool = False) -> pd.DataFrame:
         """Potential outcomes of the choice of carrier: parcel_id, `carrier` as it was, P(target) with each carrier.
 
         The pickup follows the carrier, as carriers collect at their own times; the promise stays. NaN where a carrier
         does not offer the service, or does not serve the region.
+
+        Args:
+            target: name of a target of parcels.
+            handed_over_as_it_was: the pickup stays the actual carrier's: what the carriers do with the same parcel.
 
         Raises:
             ValueError: no target of parcels.
@@ -148,9 +152,10 @@ class Oracle:
             offered = self.shop.lanes.preference[d.service[d.order_row], region] > 0
             with_each = {}
             for k, name in enumerate(names):
-                carrier = np.full(BLOCK, k)
-                cutoff, day, slack = collection(self.shop, d.node, carrier, d.packed, d.planned)
-                other = replace(d, carrier=carrier, cutoff=cutoff, handover_day=day, slack_minutes=slack)
+                other = replace(d, carrier=np.full(BLOCK, k))
+                if not handed_over_as_it_was:
+                    cutoff, day, slack = collection(self.shop, d.node, other.carrier, d.packed, d.planned)
+                    other = replace(other, cutoff=cutoff, handover_day=day, slack_minutes=slack)
                 probability = getattr(self._risks(*causes(self.shop, other)), target)
                 with_each[name] = np.where(offered[:, k], probability, np.nan)[:n]
             used = np.array(names, dtype=object)[d.carrier[:n]]

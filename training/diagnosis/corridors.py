@@ -1,0 +1,269 @@
+"""Carriers on their corridors: what they did with the parcels they were given, against what others would have done.
+
+A corridor is a carrier's service into a region. For each there are the failures observed, those expected of others with
+the same parcels, handed over as they were (`training.diagnosis.expected`), and their ratio, shrunk towards what corridors
+usually are (`training.diagnosis.shrink`). Where nobody else goes, carrier and region cannot be told apart, and nothing
+is said but how many parcels in other hands would tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.arrays import DAY, Array, absent
+from features.snapshot import Facts
+from training.diagnosis.expected import Cases, kept, levels, others, weeks
+from training.diagnosis.shrink import DRAWS, ratios
+from training.labels import Labels
+from training.models import cores
+from training.pipeline import Matrices, cut
+
+WORSE = 1.25
+"""A corridor is worse from a quarter more failures on than others would have had; less is not worth a meeting."""
+
+SURE = 0.95
+"""Probability of that from which it is called worse, and that it is not from which it is called as expected."""
+
+ALONE = 0.02
+"""With less than this share of a region's parcels in other hands, a carrier is alone there."""
+
+DATED = 6.0
+"""A date is given if a step there explains the weeks better than none by this much log-likelihood."""
+
+COLUMNS = (
+    "target",
+    "carrier",
+    "service",
+    "region",
+    "parcels",
+    "observed",
+    "expected",
+    "ratio",
+    "low",
+    "high",
+    "chance_worse",
+    "chance_worst",
+    "excess",
+    "verdict",
+    "why",
+    "others",
+    "trial",
+    "since",
+)
+
+
+def cases(
+    facts: Facts, units: Labels, matrices: Matrices, as_of: np.datetime64, since: np.datetime64 | None
+) -> tuple[Cases, dict[str, Array]]:
+    """The parcels of a target that can be judged and have a carrier, and the words behind the codes."""
+    label, mature = units.known(as_of)
+    rows = facts.rows.parcels
+    carrier = rows["parcels", "carrier"][units.row]
+    take = mature & ~absent(carrier) & (units.decided_at < as_of)
+    if since is not None:
+        take &= units.decided_at >= since
+    at = np.flatnonzero(take)
+    row = units.row[at]
+    region = rows["orders", "destination_region"][row]
+    country = rows["orders", "destination_country"][row]
+    region = np.where(absent(region), np.where(absent(country), "", country), region)
+    service = rows["parcels", "service"][row]
+    service = np.where(absent(service), "", service)
+    # A service with one carrier's name on it says who carried; others have nothing to hold against it.
+    shared = pd.Series(carrier[at]).groupby(service).nunique() > 1
+    service = np.where(shared.reindex(service).to_numpy(bool), service, "")
+    node = rows["parcels", "node"][row]
+    payment = rows["orders", "payment_method"][row]
+    words: dict[str, Array] = {}
+    codes: dict[str, Array] = {}
+    for name, text in (
+        ("carrier", carrier[at]),
+        ("service", service),
+        ("region", region),
+        ("node", np.where(absent(node), "", node)),
+        ("payment", np.where(absent(payment), "", payment)),
+    ):
+        codes[name], words[name] = pd.factorize(text.astype(str), sort=True)
+    features = matrices["parcel"][0]
+    chosen = features.only(kept(features))
+    coded = ["region", "service", "node", "payment"]
+    matrix = np.column_stack(
+        [
+            cut(matrices, chosen, row),
+            *(codes[c].astype(np.float32) for c in coded),
+            weeks(units.decided_at[at]).astype(np.float32),
+        ]
+    )
+    group = pd.factorize(units.group[at])[0]
+    found = Cases(
+        units.target,
+        label[at],
+        matrix,
+        [*chosen.names, *coded, "week"],
+        coded,
+        codes["carrier"],
+        codes["service"],
+        codes["region"],
+        units.decided_at[at],
+        group,
+    )
+    return found, words
+
+
+def corridors(
+    found: Cases,
+    words: dict[str, Array],
+    *,
+    seed: int = 0,
+    confidence: float = 0.9,
+    say: Callable[[str], Any] = lambda _: None,
+) -> pd.DataFrame:
+    """The corridors of one target.
+
+    Args:
+        found, words: from `cases`.
+        seed: of the draws.
+        confidence: of the intervals.
+        say: told what is being done.
+
+    Returns:
+        A row per corridor, worst first, with `COLUMNS`: parcels, observed, expected (events), ratio with low and high,
+        chance_worse (that the ratio is above `WORSE`), chance_worst (that it is the worst of all that can be told),
+        excess (observed events beyond the expected, shrunk), verdict (worse, as expected, cannot tell), why, others
+        (parcels of other carriers in the same service and region), trial (parcels that others would have to take to
+        tell), since (the Monday from which it has been worse, NaT if that cannot be said).
+    """
+    services, n = len(words["service"]), len(found)
+    place = found.region * services + found.service
+    places = len(words["region"]) * services
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, Any]] = []
+    doubts: list[Array] = []
+    weekly: list[tuple[Array, Array, Array]] = []
+    total = np.bincount(place, minlength=places)
+    for k, carrier in enumerate(words["carrier"]):
+        own, rest = np.flatnonzero(found.carrier == k), np.flatnonzero(found.carrier != k)
+        say(f"{found.target}: what others would have done with {len(own):,} parcels of {carrier}")
+        chance, held = others(found, k, seed, cores())
+        if np.isnan(held).any() or not len(rest):
+            level, draws = np.ones(places), np.ones((DRAWS, places))
+            known = False
+        else:
+            level, draws = levels(found.label[rest], held, place[rest], places, rng)
+            known = True
+        for p in np.unique(place[own]).tolist():
+            mine = own[place[own] == p]
+            theirs = int(total[p] - len(mine))
+            e = chance[place[own] == p] * level[p]
+            rows.append(
+                {
+                    "target": found.target,
+                    "carrier": carrier,
+                    "service": words["service"][p % services],
+                    "region": words["region"][p // services],
+                    "parcels": len(mine),
+                    "observed": int(found.label[mine].sum()),
+                    "expected": float(e.sum()) if known else np.nan,
+                    "others": theirs,
+                    "alone": not known or theirs < max(1.0, ALONE * total[p]),
+                }
+            )
+            doubts.append(draws[:, p] / level[p])
+            weekly.append((found.decided_at[mine], found.label[mine], e))
+    out = pd.DataFrame(rows)
+    if not len(out):
+        return pd.DataFrame(columns=list(COLUMNS))
+    told = ~out["alone"].to_numpy(bool) & (out["expected"].to_numpy(float) > 0)
+    tail = (1 - confidence) / 2
+    for name in ("ratio", "low", "high", "chance_worse", "chance_worst", "excess"):
+        out[name] = np.nan
+    if told.any():
+        o, e = out.loc[told, "observed"].to_numpy(float), out.loc[told, "expected"].to_numpy(float)
+        family = pd.factorize(out.loc[told, "carrier"])[0]
+        doubt = np.column_stack([d for d, t in zip(doubts, told, strict=True) if t])
+        draws = ratios(o, e, rng, family, doubt)
+        out.loc[told, "ratio"] = draws.mean(axis=0)
+        out.loc[told, ["low", "high"]] = np.quantile(draws, [tail, 1 - tail], axis=0).T
+        out.loc[told, "chance_worse"] = (draws > WORSE).mean(axis=0)
+        out.loc[told, "chance_worst"] = np.bincount(draws.argmax(axis=1), minlength=draws.shape[1]) / len(draws)
+        out.loc[told, "excess"] = (draws.mean(axis=0) - 1) * e
+    out["verdict"], out["why"], out["trial"] = "cannot tell", "", 0
+    out["since"] = pd.NaT
+    for i, row in out.iterrows():
+        at = int(str(i))
+        verdict, why = _verdict(row, bool(told[at]))
+        out.loc[at, ["verdict", "why"]] = [verdict, why]
+        if verdict == "cannot tell":
+            out.loc[at, "trial"] = trial(int(row["observed"]), int(row["parcels"]))
+        if verdict == "worse":
+            out.loc[at, "since"] = since(*weekly[at])
+    out["since"] = pd.to_datetime(out["since"])
+    rank = out["verdict"].map({"worse": 0, "cannot tell": 1, "as expected": 2})
+    order = np.lexsort((-out["excess"].fillna(0.0).to_numpy(float), rank.to_numpy(int)))
+    assert out["parcels"].sum() == n
+    return out.iloc[order][list(COLUMNS)].reset_index(drop=True)
+
+
+def _verdict(row: pd.Series[Any], told: bool) -> tuple[str, str]:
+    if not told:
+        if row["others"] == 0:
+            return "cannot tell", f"one carrier only: {row['carrier']} alone goes there, carrier or region cannot be told"
+        return "cannot tell", f"{row['others']} parcels of others there: too few to tell the carrier from the region"
+    if row["chance_worse"] >= SURE:
+        return "worse", f"{row['ratio']:.2f} times what others would have had with the same parcels"
+    if row["chance_worse"] <= 1 - SURE:
+        return "as expected", "not a quarter more than others would have had"
+    return "cannot tell", "too few failures yet to tell chance from the carrier"
+
+
+def trial(observed: int, parcels: int, ratio: float = 1.5, sure: float = 0.9, power: float = 0.8) -> int:
+    """How many parcels others would have to take to tell whether they do better, 0 where the rate is not known.
+
+    The smallest number for which a true ratio is told from 1 by two Poisson counts, the carrier going on as it was with as
+    many: on the log scale the variance of their ratio is 1 / failures of each (Przyborowski and Wilenski's comparison in
+    its large-sample form).
+
+    Args:
+        observed, parcels: failures and parcels of the carrier so far.
+        ratio: the difference worth telling.
+        sure, power: confidence of the two-sided test, and its chance to find the difference.
+    """
+    rate = (observed + 0.5) / (parcels + 1)
+    needed = ((NormalDist().inv_cdf((1 + sure) / 2) + NormalDist().inv_cdf(power)) / np.log(ratio)) ** 2
+    return int(np.ceil(needed * (1 + ratio) / (rate * ratio))) if parcels else 0
+
+
+def since(decided: Array, label: Array, chance: Array) -> pd.Timestamp | None:
+    """The Monday from which failures were a multiple of what was expected, if one step explains them.
+
+    Args:
+        decided: (n,) datetime64[us].
+        label: (n,) of the corridor's parcels.
+        chance: (n,) what others would have had.
+
+    Returns:
+        The most likely step of a Poisson rate, None where no step is `DATED` better than none.
+    """
+    week = weeks(decided - 4 * DAY)  # weeks of the epoch begin on Thursdays
+    number, place = np.unique(week, return_inverse=True)
+    o, e = np.bincount(place, weights=label), np.bincount(place, weights=chance)
+
+    def best(o: Array, e: Array) -> Array:
+        return np.asarray(o * np.log(np.maximum(o, 1e-300) / np.maximum(e, 1e-300)) - o)
+
+    left = best(np.cumsum(o)[:-1], np.cumsum(e)[:-1])
+    right = best(np.cumsum(o[::-1])[::-1][1:], np.cumsum(e[::-1])[::-1][1:])
+    if not len(left):
+        return None
+    gain = left + right - best(o.sum()[None], e.sum()[None])[0]
+    step = int(np.argmax(gain))
+    rises = np.cumsum(o[::-1])[::-1][step + 1] / e[step + 1 :].sum() > np.cumsum(o)[step] / np.cumsum(e)[step]
+    if gain[step] < DATED or not rises:
+        return None
+    return pd.Timestamp(np.datetime64("1970-01-05", "D") + int(number[step + 1]) * 7)
+

@@ -1,0 +1,126 @@
+"""What others would have reached with the same parcels: expected failures after case mix and handoff quality.
+
+For each carrier the chance of failure is learned from the parcels of all OTHER carriers, and then said of its own. What
+it reads is what the shop hands over: goods, package, label, papers, time to the pickup, promise, payment, address,
+distance, service, region and week. It reads nothing of carriers, so whatever their doing is stays in what is observed.
+
+Trees smooth over regions; how hard a region is for whoever goes there is therefore read off the others' own parcels in
+it, by what they had beyond their expectation (out of fold), and how little of that there may be is kept as doubt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import lightgbm
+import numpy as np
+import pandas as pd
+
+from features.arrays import DAY, Array
+from features.matrix import FeatureSet
+from training.diagnosis.shrink import DRAWS, ratios
+
+ROWS = 300_000
+"""Parcels that the expectation is learned from at most; more make it hardly better."""
+
+FOLDS = 2
+
+PARAMS = {
+    "objective": "binary",
+    "learning_rate": 0.08,
+    "num_leaves": 15,
+    "min_data_in_leaf": 100,
+    "lambda_l2": 20.0,
+    "cat_l2": 20.0,
+    "max_cat_threshold": 16,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+TREES = 80
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Parcels of one target that are old enough to judge.
+
+    Attributes:
+        target: name of the target.
+        label: (n,) int8.
+        matrix: (n, f) float32, what is read of each parcel; no column of the carrier's but the distance.
+        names: the columns' names.
+        coded: names of the columns that are codes.
+        carrier, service, region: (n,) int64 codes.
+        decided_at: (n,) datetime64[us].
+        order: (n,) int64, the order a parcel belongs to.
+    """
+
+    target: str
+    label: Array
+    matrix: Array
+    names: list[str]
+    coded: list[str]
+    carrier: Array
+    service: Array
+    region: Array
+    decided_at: Array
+    order: Array
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def kept(features: FeatureSet) -> list[bool]:
+    """Which features tell of the parcel and not of its carrier."""
+    return [f.team != "carrier" or f.name == "distance" for f in features.features]
+
+
+def others(cases: Cases, carrier: int, seed: int, threads: int) -> tuple[Array, Array]:
+    """Chances of failure as the other carriers would have it.
+
+    Returns:
+        (own,) chances of the carrier's parcels, and (rest,) out-of-fold chances of all others', both in the order of the
+        cases. NaN where there is nothing to learn from.
+    """
+    own, rest = np.flatnonzero(cases.carrier == carrier), np.flatnonzero(cases.carrier != carrier)
+    chance, held = np.full((FOLDS, len(own)), np.nan), np.full(len(rest), np.nan)
+    fold = pd.util.hash_array(cases.order[rest].astype(np.uint64)) % FOLDS
+    for k in range(FOLDS):
+        train = rest[fold != k]
+        if len(train) > ROWS:
+            train = np.sort(np.random.default_rng(seed).choice(train, ROWS, replace=False))
+        if cases.label[train].min(initial=1) == cases.label[train].max(initial=0):
+            return np.full(len(own), np.nan), held
+        data = lightgbm.Dataset(
+            cases.matrix[train],
+            cases.label[train],
+            feature_name=[f"x{i}" for i in range(len(cases.names))],
+            categorical_feature=[cases.names.index(c) for c in cases.coded],
+        )
+        model = lightgbm.train(PARAMS | {"seed": seed, "num_threads": threads}, data, TREES)
+        chance[k] = np.asarray(model.predict(cases.matrix[own], num_threads=threads))
+        held[fold == k] = np.asarray(model.predict(cases.matrix[rest[fold == k]], num_threads=threads))
+    return chance.mean(axis=0), held
+
+
+def levels(label: Array, chance: Array, group: Array, groups: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """How much harder each group (region and service) is for the others than their parcels say.
+
+    Args:
+        label, chance: (n,) of the others' parcels, out of fold.
+        group: (n,) int64 in [0, groups).
+
+    Returns:
+        (groups,) posterior means and (DRAWS, groups) draws, 1 where a group is as expected; a group that the others do
+        not serve has what groups usually have.
+    """
+    observed = np.bincount(group, weights=label, minlength=groups)
+    expected = np.bincount(group, weights=chance, minlength=groups)
+    draws = ratios(observed, expected, rng)
+    assert draws.shape == (DRAWS, groups)
+    return draws.mean(axis=0), draws
+
+
+def weeks(decided: Array) -> Array:
+    """Number of the week of each moment, (n,) int64."""
+    return np.asarray(decided.astype("datetime64[us]").astype(np.int64) // (7 * DAY.astype(np.int64)))

@@ -1,0 +1,78 @@
+"""Ratios of observed to expected events for many groups at once, shrunk towards what such groups usually are.
+
+    observed_g ~ Poisson(ratio_g x expected_g),   ratio_g ~ Gamma with the mean of its family and one spread for all
+
+Clayton and Kaldor (1987, "Empirical Bayes estimates of age-standardized relative risks") fit the Gamma and take it as
+given. Where groups hardly differ, or are few, the likeliest spread is often none at all, and intervals come out far too
+narrow; so the spread, and the means of the families, are drawn from what is believable of them (Gelman 2006, "Prior
+distributions for variance parameters", half-Cauchy). A group with little to show is taken to be like its family, one
+with much speaks for itself.
+
+Failures are events of single parcels with small chances, whose spread a Poisson distribution overstates slightly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import gammaln
+
+from features.arrays import Array
+
+DRAWS = 4_000
+"""Draws of each ratio: an interval's end is then known to a hundredth of its width or so."""
+
+SPREADS = np.geomspace(0.01, 2.0, 40)
+"""Coefficients of variation of ratios within a family that are thought of."""
+
+USUAL_SPREAD = 0.3
+"""Scale of the half-Cauchy distribution that they have before anything is seen."""
+
+FAMILY = 20.0
+"""Expected events at which a family's own mean counts as much as that of all."""
+
+
+def ratios(
+    observed: Array,
+    expected: Array,
+    rng: np.random.Generator,
+    family: Array | None = None,
+    doubt: Array | None = None,
+) -> Array:
+    """Draws of every group's ratio given what was observed everywhere, (DRAWS, g).
+
+    Args:
+        observed: (g,) events counted.
+        expected: (g,) events expected, not below 0.
+        rng: random numbers.
+        family: (g,) int64, groups that are more alike than others, such as the corridors of one carrier; default one.
+        doubt: (DRAWS, g) factors around 1 by which the expected events may be off; default: they are exact.
+
+    Raises:
+        ValueError: nothing was expected anywhere.
+    """
+    o, e = np.asarray(observed, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    if not e.sum() > 0:
+        raise ValueError("no group has any expected events: there is nothing to hold the observed ones against")
+    family = np.zeros(len(o), dtype=np.int64) if family is None else family
+    member = (family[:, None] == np.arange(family.max() + 1)).astype(np.float64)
+    exact = e[None, :] if doubt is None else e[None, :] * doubt
+    whole = max(o.sum(), 0.5) / e.sum()
+    seen, due = o @ member + FAMILY * whole, exact @ member + FAMILY
+    spread = rng.choice(SPREADS, DRAWS, p=_believable(o, e * (seen / due.mean(axis=0))[family]))
+    # A family's mean is uncertain by its events, and by how few groups it is a mean of.
+    groups = (e @ member) ** 2 / np.maximum(e**2 @ member, 1e-12)
+    variance = 1.0 / seen[None, :] + spread[:, None] ** 2 / np.maximum(groups, 1.0)[None, :]
+    means = seen[None, :] / due * rng.gamma(1.0 / variance) * variance
+    shape = (spread**-2.0)[:, None]
+    return rng.gamma(shape + o[None, :], 1.0 / (shape / means[:, family] + exact))
+
+
+def _believable(observed: Array, expected: Array) -> Array:
+    """How believable each of `SPREADS` is, (s,), where ratios have the mean 1."""
+    shape = (SPREADS**-2.0)[:, None]
+    o, e = observed[None, :], np.maximum(expected, 1e-12)[None, :]
+    chance = gammaln(shape + o) - gammaln(shape) + shape * np.log(shape / (shape + e)) + o * np.log(e / (shape + e))
+    # Spreads are evenly spaced on the log scale: their own size makes a density of it.
+    log = chance.sum(axis=1) - np.log1p((SPREADS / USUAL_SPREAD) ** 2) + np.log(SPREADS)
+    weight = np.exp(log - log.max())
+    return np.asarray(weight / weight.sum())
