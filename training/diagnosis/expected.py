@@ -75,6 +75,39 @@ def kept(features: FeatureSet) -> list[bool]:
     return [f.team != "carrier" or f.name == "distance" for f in features.features]
 
 
+def held_out(
+    matrix: Array, label: Array, fold: Array, coded: list[int], seed: int, threads: int, also: Array | None = None
+) -> tuple[Array, Array]:
+    """Chances of each row by a model that has not seen its fold.
+
+    Args:
+        matrix: (n, f) float32.
+        label: (n,) 0 or 1.
+        fold: (n,) int64, the folds from 0.
+        coded: columns that are codes.
+        seed: of the model and of which rows are taken where there are more than `ROWS`.
+        threads: of LightGBM.
+        also: (m, f) float32, rows of no fold.
+
+    Returns:
+        (n,) chances, and (m,) the mean of all models for the rows of no fold; NaN where a fold's rest holds one label only.
+    """
+    out = np.full(len(label), np.nan)
+    extra = np.full((int(fold.max(initial=0)) + 1, 0 if also is None else len(also)), np.nan)
+    for k in range(len(extra)):
+        train = np.flatnonzero(fold != k)
+        if len(train) > ROWS:
+            train = np.sort(np.random.default_rng(seed).choice(train, ROWS, replace=False))
+        if not len(train) or label[train].min() == label[train].max():
+            return np.full(len(label), np.nan), np.full(extra.shape[1], np.nan)
+        data = lightgbm.Dataset(matrix[train], label[train], categorical_feature=coded)
+        model = lightgbm.train(PARAMS | {"seed": seed, "num_threads": threads}, data, TREES)
+        out[fold == k] = np.asarray(model.predict(matrix[fold == k], num_threads=threads))
+        if also is not None and len(also):
+            extra[k] = np.asarray(model.predict(also, num_threads=threads))
+    return out, extra.mean(axis=0)
+
+
 def others(cases: Cases, carrier: int, seed: int, threads: int) -> tuple[Array, Array]:
     """Chances of failure as the other carriers would have it.
 
@@ -83,24 +116,10 @@ def others(cases: Cases, carrier: int, seed: int, threads: int) -> tuple[Array, 
         cases. NaN where there is nothing to learn from.
     """
     own, rest = np.flatnonzero(cases.carrier == carrier), np.flatnonzero(cases.carrier != carrier)
-    chance, held = np.full((FOLDS, len(own)), np.nan), np.full(len(rest), np.nan)
-    fold = pd.util.hash_array(cases.order[rest].astype(np.uint64)) % FOLDS
-    for k in range(FOLDS):
-        train = rest[fold != k]
-        if len(train) > ROWS:
-            train = np.sort(np.random.default_rng(seed).choice(train, ROWS, replace=False))
-        if cases.label[train].min(initial=1) == cases.label[train].max(initial=0):
-            return np.full(len(own), np.nan), held
-        data = lightgbm.Dataset(
-            cases.matrix[train],
-            cases.label[train],
-            feature_name=[f"x{i}" for i in range(len(cases.names))],
-            categorical_feature=[cases.names.index(c) for c in cases.coded],
-        )
-        model = lightgbm.train(PARAMS | {"seed": seed, "num_threads": threads}, data, TREES)
-        chance[k] = np.asarray(model.predict(cases.matrix[own], num_threads=threads))
-        held[fold == k] = np.asarray(model.predict(cases.matrix[rest[fold == k]], num_threads=threads))
-    return chance.mean(axis=0), held
+    fold = (pd.util.hash_array(cases.order[rest].astype(np.uint64)) % FOLDS).astype(np.int64)
+    coded = [cases.names.index(c) for c in cases.coded]
+    held, chance = held_out(cases.matrix[rest], cases.label[rest], fold, coded, seed, threads, cases.matrix[own])
+    return chance, held
 
 
 def levels(label: Array, chance: Array, group: Array, groups: int, rng: np.random.Generator) -> tuple[Array, Array]:
