@@ -1,9 +1,9 @@
 """Carriers on their corridors: what they did with the parcels they were given, against what others would have done.
 
-A corridor is a carrier's service into a region. For each there are the failures observed, those expected of others with
-the same parcels, handed over as they were (`training.diagnosis.expected`), and their ratio, shrunk towards what corridors
-usually are (`training.diagnosis.shrink`). Where nobody else goes, carrier and region cannot be told apart, and nothing
-is said but how many parcels in other hands would tell.
+A corridor is a carrier's service into a region. For each there are the failures observed, those expected of others
+with the same parcels, handed over as they were (`training.diagnosis.expected`), and their ratio, shrunk towards what
+corridors usually are (`training.diagnosis.shrink`). Where nobody else goes, carrier and region cannot be told apart,
+and nothing is said but how many parcels in other hands would tell.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def cases(
     service = rows["parcels", "service"][row]
     service = np.where(absent(service), "", service)
     # A service with one carrier's name on it says who carried; others have nothing to hold against it.
-    shared = pd.Series(carrier[at]).groupby(service).nunique() > 1
+    pairs = pd.DataFrame({"service": service, "carrier": carrier[at]}).drop_duplicates()
+    shared = pairs.groupby("service").size() > 1
     service = np.where(shared.reindex(service).to_numpy(bool), service, "")
     node = rows["parcels", "node"][row]
     payment = rows["orders", "payment_method"][row]
@@ -212,7 +213,10 @@ def corridors(
 def _verdict(row: pd.Series[Any], told: bool) -> tuple[str, str]:
     if not told:
         if row["others"] == 0:
-            return "cannot tell", f"one carrier only: {row['carrier']} alone goes there, carrier or region cannot be told"
+            return (
+                "cannot tell",
+                f"one carrier only: {row['carrier']} alone goes there, carrier or region cannot be told",
+            )
         return "cannot tell", f"{row['others']} parcels of others there: too few to tell the carrier from the region"
     if row["chance_worse"] >= SURE:
         return "worse", f"{row['ratio']:.2f} times what others would have had with the same parcels"
@@ -224,9 +228,8 @@ def _verdict(row: pd.Series[Any], told: bool) -> tuple[str, str]:
 def trial(observed: int, parcels: int, ratio: float = 1.5, sure: float = 0.9, power: float = 0.8) -> int:
     """How many parcels others would have to take to tell whether they do better, 0 where the rate is not known.
 
-    The smallest number for which a true ratio is told from 1 by two Poisson counts, the carrier going on as it was with as
-    many: on the log scale the variance of their ratio is 1 / failures of each (Przyborowski and Wilenski's comparison in
-    its large-sample form).
+    The smallest number for which a true ratio is told from 1 by two Poisson counts, the carrier going on as it was with
+    as many: on the log scale the variance of their ratio is the sum of 1 / failures of each.
 
     Args:
         observed, parcels: failures and parcels of the carrier so far.
@@ -235,7 +238,7 @@ def trial(observed: int, parcels: int, ratio: float = 1.5, sure: float = 0.9, po
     """
     rate = (observed + 0.5) / (parcels + 1)
     needed = ((NormalDist().inv_cdf((1 + sure) / 2) + NormalDist().inv_cdf(power)) / np.log(ratio)) ** 2
-    return int(np.ceil(needed * (1 + ratio) / (rate * ratio))) if parcels else 0
+    return int(np.ceil(needed * (1 + ratio) / rate)) if parcels else 0
 
 
 def since(decided: Array, label: Array, chance: Array) -> pd.Timestamp | None:
@@ -266,4 +269,3 @@ def since(decided: Array, label: Array, chance: Array) -> pd.Timestamp | None:
     if gain[step] < DATED or not rises:
         return None
     return pd.Timestamp(np.datetime64("1970-01-05", "D") + int(number[step + 1]) * 7)
-

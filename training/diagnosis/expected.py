@@ -90,7 +90,7 @@ def held_out(
         also: (m, f) float32, rows of no fold.
 
     Returns:
-        (n,) chances, and (m,) the mean of all models for the rows of no fold; NaN where a fold's rest holds one label only.
+        (n,) chances, and (m,) the mean of all models for the rows of no fold; NaN where a fold's rest holds one label.
     """
     out = np.full(len(label), np.nan)
     extra = np.full((int(fold.max(initial=0)) + 1, 0 if also is None else len(also)), np.nan)
@@ -112,8 +112,8 @@ def others(cases: Cases, carrier: int, seed: int, threads: int) -> tuple[Array, 
     """Chances of failure as the other carriers would have it.
 
     Returns:
-        (own,) chances of the carrier's parcels, and (rest,) out-of-fold chances of all others', both in the order of the
-        cases. NaN where there is nothing to learn from.
+        (own,) chances of the carrier's parcels, and (rest,) out-of-fold chances of all others', both in the order of
+        the cases. NaN where there is nothing to learn from.
     """
     own, rest = np.flatnonzero(cases.carrier == carrier), np.flatnonzero(cases.carrier != carrier)
     fold = (pd.util.hash_array(cases.order[rest].astype(np.uint64)) % FOLDS).astype(np.int64)

@@ -1,13 +1,14 @@
 """Products whose goods come back for what their listing says or leaves out, more than those of comparable products.
 
-Only returns whose reason the listing team owns count against a listing (`features.vocabulary.RETURN_REASONS`): what came
-late, broken, or was not wanted any more is set aside and said to be. What such returns are to be expected is learned from
-other products: of the same category and price, sold to like customers in like weeks, nothing being read of the product's
-own page or past. The ratio of what came back to that is shrunk towards what products of the same brand and category are.
+Only returns whose reason the listing team owns count against a listing (`features.vocabulary.RETURN_REASONS`): what
+came late, broken, or was not wanted any more is set aside and said to be. What such returns are to be expected is
+learned from other products: of the same category and price, sold to like customers in like weeks, nothing being read
+of the product's own page or past. The ratio of what came back to that is shrunk towards what products of the same brand
+and category are.
 
-Products are named so that, of all that are named, no more than `FALSE` are in truth no worse: they are taken in order of
-how sure it is, as long as the mean doubt of those taken stays below (Newton et al. 2004, "Detecting differential gene
-expression with a semiparametric hierarchical mixture method").
+Products are named so that, of all that are named, no more than `FALSE` are in truth no worse: they are taken in order
+of how sure it is, as long as the mean doubt of those taken stays below (Newton et al. 2004, "Detecting differential
+gene expression with a semiparametric hierarchical mixture method").
 """
 
 from __future__ import annotations
@@ -39,32 +40,30 @@ FOLDS = 3
 PEERS = ("product_weight", "product_length", "has_variants", "fragility")
 """What is read of a product besides category and price: what it is, not what its page says."""
 
-CONTENT = ("has_size_guide", "photo_count", "description_length", "rating", "review_count")
-"""A listing's own terms, which its team can change."""
-
 
 def set_aside(facts: Facts, units: Labels, as_of: np.datetime64) -> pd.DataFrame:
     """Every line that can be judged, whether it came back, and for whose reason.
 
     Returns:
-        A row per mature line: at (position in the labels), row (of `facts.rows.lines`), returned, reason (an inspection's
-        where there was one, else the customer's; None if none is stated) and owner (None likewise).
+        A row per mature line: at (position in the labels), row (of `facts.rows.lines`), returned, reason (an
+        inspection's where there was one, else the customer's; None if none is stated) and owner (None likewise).
     """
     label, mature = units.known(as_of)
     at = np.flatnonzero(mature & (units.decided_at < as_of))
     said = told(facts, as_of)
     row = units.row[at]
     reason = np.where(said.inspected[row] != NOT_STATED, said.inspected[row], said.stated[row])
+    returned = label[at] == 1
+    reason = np.where(returned, reason, NOT_STATED)
     names = np.array([*said.reasons, None], dtype=object)  # NOT_STATED is -1, the last place
     owners = np.array([*said.reasons.values(), None], dtype=object)
-    returned = label[at] == 1
     return pd.DataFrame(
         {
             "at": at,
             "row": row,
             "returned": returned,
-            "reason": np.where(returned, names[reason], None),
-            "owner": np.where(returned, owners[reason], None),
+            "reason": names[reason],
+            "owner": owners[reason],
         }
     )
 
@@ -93,10 +92,10 @@ def products(
         say: told what is being done.
 
     Returns:
-        A row per product, the worst first: sku, category, brand, lines, returns (of any reason), aside (of reasons that are
-        not the listing's, or not stated), observed and expected (returns of the listing's reasons), ratio with low and
-        high, chance_worse, excess (returns beyond the expected, shrunk), named (bool), reason (the one with the largest
-        excess), and verdict: worse, as expected, cannot tell.
+        A row per product, the worst first: sku, category, brand, lines, returns (of any reason), aside (of reasons that
+        are not the listing's, or not stated), observed and expected (returns of the listing's reasons), ratio with low
+        and high, chance_worse, excess (returns beyond the expected, shrunk), named (bool), reason (the one with the
+        largest excess), and verdict: worse, as expected, cannot tell.
     """
     lines = set_aside(facts, units, as_of)
     if since is not None:

@@ -1,12 +1,13 @@
 """Ratios of observed to expected events for many groups at once, shrunk towards what such groups usually are.
 
-    observed_g ~ Poisson(ratio_g x expected_g),   ratio_g ~ Gamma with the mean of its family and one spread for all
+    observed_g ~ Poisson(ratio_g x expected_g),   ratio_g ~ Gamma with the mean of its family and one spread for most
 
 Clayton and Kaldor (1987, "Empirical Bayes estimates of age-standardized relative risks") fit the Gamma and take it as
 given. Where groups hardly differ, or are few, the likeliest spread is often none at all, and intervals come out far too
 narrow; so the spread, and the means of the families, are drawn from what is believable of them (Gelman 2006, "Prior
-distributions for variance parameters", half-Cauchy). A group with little to show is taken to be like its family, one
-with much speaks for itself.
+distributions for variance parameters", half-Cauchy). A few groups are apart from all
+others, and one spread for all would either not see them or see nothing else: each may be one of them (a mixture of two
+Gammas). A group with little to show is taken to be like its family, one with much speaks for itself.
 
 Failures are events of single parcels with small chances, whose spread a Poisson distribution overstates slightly.
 """
@@ -21,11 +22,14 @@ from features.arrays import Array
 DRAWS = 4_000
 """Draws of each ratio: an interval's end is then known to a hundredth of its width or so."""
 
-SPREADS = np.geomspace(0.01, 2.0, 40)
-"""Coefficients of variation of ratios within a family that are thought of."""
+SPREADS = np.geomspace(0.05, 2.0, 40)
+"""Coefficients of variation of ratios within a family that are thought of: groups are never taken to be all the same."""
 
 USUAL_SPREAD = 0.3
 """Scale of the half-Cauchy distribution that they have before anything is seen."""
+
+APART, APART_SPREAD = 0.01, 1.0
+"""Share of groups that are apart from their family before anything is seen, and the spread of those."""
 
 FAMILY = 20.0
 """Expected events at which a family's own mean counts as much as that of all."""
@@ -63,15 +67,31 @@ def ratios(
     groups = (e @ member) ** 2 / np.maximum(e**2 @ member, 1e-12)
     variance = 1.0 / seen[None, :] + spread[:, None] ** 2 / np.maximum(groups, 1.0)[None, :]
     means = seen[None, :] / due * rng.gamma(1.0 / variance) * variance
-    shape = (spread**-2.0)[:, None]
-    return rng.gamma(shape + o[None, :], 1.0 / (shape / means[:, family] + exact))
+    usual, apart = (spread**-2.0)[:, None], np.float64(APART_SPREAD**-2.0)
+    own = means[:, family]
+    seen_if = [_log_chance(o[None, :], exact * own, shape) for shape in (usual, apart)]
+    chance = 1.0 / (1.0 + (1 - APART) / APART * np.exp(np.clip(seen_if[0] - seen_if[1], -50, 50)))
+    shape = np.where(rng.random(chance.shape) < chance, apart, usual)
+    return rng.gamma(shape + o[None, :], 1.0 / (shape / own + exact))
+
+
+def _log_chance(observed: Array, expected: Array, shape: Array | np.float64) -> Array:
+    """Log of the chance of a count whose mean is Gamma with this shape around `expected`, but for what is the same."""
+    e = np.maximum(expected, 1e-12)
+    return np.asarray(
+        gammaln(shape + observed)
+        - gammaln(shape)
+        + shape * np.log(shape / (shape + e))
+        + observed * np.log(e / (shape + e))
+    )
 
 
 def _believable(observed: Array, expected: Array) -> Array:
     """How believable each of `SPREADS` is, (s,), where ratios have the mean 1."""
-    shape = (SPREADS**-2.0)[:, None]
-    o, e = observed[None, :], np.maximum(expected, 1e-12)[None, :]
-    chance = gammaln(shape + o) - gammaln(shape) + shape * np.log(shape / (shape + e)) + o * np.log(e / (shape + e))
+    o, e = observed[None, :], expected[None, :]
+    usual = _log_chance(o, e, (SPREADS**-2.0)[:, None])
+    apart = _log_chance(o, e, np.float64(APART_SPREAD**-2.0))
+    chance = np.logaddexp(np.log(1 - APART) + usual, np.log(APART) + apart)
     # Spreads are evenly spaced on the log scale: their own size makes a density of it.
     log = chance.sum(axis=1) - np.log1p((SPREADS / USUAL_SPREAD) ** 2) + np.log(SPREADS)
     weight = np.exp(log - log.max())
