@@ -87,8 +87,10 @@ def diagnose(
         told, words = cases(facts, units[target], matrices, end, start)
         failures = int(told.label.sum())
         said: dict[str, Any] = {"parcels": len(told), "failures": failures, "why": ""}
-        if len(words["carrier"]) < 2:
-            said["why"] = f"{len(words['carrier'])} carriers: there is nobody to compare with"
+        if not len(told):
+            said["why"] = "no parcel with a carrier can be judged"
+        elif len(words["carrier"]) < 2:
+            said["why"] = "one carrier only: there is nobody to compare it with"
         elif min(failures, len(told) - failures) < LEAST:
             said["why"] = f"{failures} of {len(told):,} parcels failed: at least {LEAST} of either are needed"
         else:

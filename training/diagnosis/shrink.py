@@ -23,7 +23,7 @@ DRAWS = 4_000
 """Draws of each ratio: an interval's end is then known to a hundredth of its width or so."""
 
 SPREADS = np.geomspace(0.05, 2.0, 40)
-"""Coefficients of variation of ratios within a family that are thought of: groups are never taken to be all the same."""
+"""Coefficients of variation of ratios within a family that are thought of: groups are never taken to be all alike."""
 
 USUAL_SPREAD = 0.3
 """Scale of the half-Cauchy distribution that they have before anything is seen."""
