@@ -65,7 +65,7 @@ class Treated:
 
 
 def treated(decisions: Mapping[str, Array], parcel_id: Array) -> Treated:
-    """Read the table `decisions`. Of several decisions about a parcel, the last one counts.
+    """Read the table `decisions`. Of several decisions about a parcel one counts, see `_counting`.
 
     Args:
         decisions: its columns; may be empty.
@@ -75,7 +75,7 @@ def treated(decisions: Mapping[str, Array], parcel_id: Array) -> Treated:
     left_out = {o: np.full(n, none) for o in EVERY}
     weight = {o: np.ones(n, dtype=np.int64) for o in EVERY}
     everything = np.full(n, None, dtype=object)
-    parcel, row = _last(decisions, parcel_id)
+    parcel, row = _counting(decisions, parcel_id)
     if not len(row):
         return Treated(left_out, weight, everything)
     decided, arm = decisions["decided_at"][row], decisions["arm"][row]
@@ -102,7 +102,7 @@ def restored(tables: Tables) -> tuple[dict[str, dict[str, Array]], dict[str, Arr
     out = {n: dict(t) for n, t in tables.items()}
     steps: dict[str, Array] = {}
     decisions, parcels = tables.get("decisions", {}), out.get("parcels", {})
-    parcel, row = _last(decisions, parcels.get("parcel_id", np.empty(0, dtype=object)))
+    parcel, row = _counting(decisions, parcels.get("parcel_id", np.empty(0, dtype=object)))
     if not len(row) or "before" not in decisions:
         return out, {}
     kind = np.array([(d or "").partition(":")[0] for d in _given(decisions, "done", row, None).tolist()], dtype=object)
@@ -145,15 +145,22 @@ def _number(text: str) -> float:
         return float("nan")
 
 
-def _last(decisions: Mapping[str, Array], parcel_id: Array) -> tuple[Array, Array]:
-    """Parcels that a decision is about, and the row of the last one about each."""
-    last = np.full(len(parcel_id), -1)
+def _counting(decisions: Mapping[str, Array], parcel_id: Array) -> tuple[Array, Array]:
+    """Parcels that a decision is about, and the row of the one that counts for each.
+
+    A packer who follows the advice and asks again is told that nothing is worth doing: by the last decision just the
+    parcels that were treated would be taken for untreated ones. So one counts of which it is known what was done; else
+    the first that had something to advise; else the first.
+    """
+    counting = np.full(len(parcel_id), -1)
     if "parcel_id" in decisions:
         at = match(decisions["parcel_id"], parcel_id)
-        order = np.argsort(decisions["decided_at"], kind="stable")
+        every = np.arange(len(at))
+        silent = [absent(_given(decisions, name, every, None)) for name in ("done", "action")]
+        order = np.lexsort((decisions["decided_at"], silent[1], silent[0]))[::-1]
         order = order[at[order] >= 0]
-        last[at[order]] = order  # sorted by time: the last assignment stays
-    return np.flatnonzero(last >= 0), last[last >= 0]
+        counting[at[order]] = order  # the one that counts is assigned last
+    return np.flatnonzero(counting >= 0), counting[counting >= 0]
 
 
 def _given(decisions: Mapping[str, Array], name: str, row: Array, missing: object) -> Array:

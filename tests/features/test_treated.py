@@ -51,12 +51,17 @@ def test_an_advised_parcel_is_left_out_by_lot_and_a_withheld_one_stands_for_it()
     assert found.weight["late"].tolist() == [1, 1, 1, 1, 5, 1, 1, 1]
 
 
-def test_the_last_decision_about_a_parcel_counts():
-    found = treated(
-        decisions(("a", "act", "add_fill", 0.9, None, None), ("a", "none", None, 1.0, None, None)),
+def test_who_followed_the_advice_and_asked_again_is_treated():
+    for again in (("none", None, 1.0, None, None), ("act", "fix_label", 1.0, None, None)):
+        found = treated(
+            decisions(("a", "act", "add_fill", 0.9, None, None), ("a", *again)), np.array(["a"], dtype=object)
+        )
+        assert not np.isnat(found.left_out_at["damaged"]).any()
+    reported = treated(
+        decisions(("a", "act", "add_fill", 1.0, None, None), ("a", "act", "fix_label", 1.0, "fix_label", None)),
         np.array(["a"], dtype=object),
     )
-    assert np.isnat(found.left_out_at["damaged"]).all()
+    assert reported.done.tolist() == ["fix_label"]
 
 
 def test_every_action_of_a_policy_is_known_here():
