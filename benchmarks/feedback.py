@@ -34,15 +34,15 @@ import tomli_w
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import features.treated  # noqa: E402
-from benchmarks.policy import best_of, chosen, probabilities, some, true_benefit  # noqa: E402
+from benchmarks.policy import best_of, chosen, probabilities, true_benefit, write  # noqa: E402
+from benchmarks.truth import some  # noqa: E402
 from features.arrays import Array  # noqa: E402
 from features.dataset import Dataset  # noqa: E402
 from features.matrix import FeatureSet  # noqa: E402
 from features.snapshot import Facts  # noqa: E402
 from features.vocabulary import TARGETS as UNITS  # noqa: E402
 from serving.actions import weigh  # noqa: E402
-from serving.advice import withheld  # noqa: E402
+from serving.advice import CHANGES, withheld  # noqa: E402
 from serving.bundle import Bundle  # noqa: E402
 from serving.policy import Policy  # noqa: E402
 from training.labels import labels  # noqa: E402
@@ -61,9 +61,6 @@ MODELLED = ("damaged", "failed_attempt")
 
 RANDOMIZED = 0.2
 """Share of the advice that is withheld by lot."""
-
-CHANGED = {**features.treated.COLUMNS, "package": "package_type"}
-"""What a decision records of a parcel as it was before an action, by the action."""
 
 DEAR = 5.0
 """Failures cost so many times what the draft guesses: a shop with much to lose acts much."""
@@ -111,7 +108,7 @@ def live(folder: Path, world: Path, acting: Acting, rounds: int, how: Mapping[st
         decided = whole.rows.parcels.decided_at
         ids = whole.rows.parcel_id[(decided >= at) & (decided < until)]
         # The parcels of the round are seen with the history of its beginning, as a snapshot would have it.
-        rows = some(replace(whole, snapshot=facts.snapshot), ids)
+        rows = some(replace(whole, snapshot=facts.snapshot), ids, "parcel")
         known = probabilities(bundle, rows)
         options = weigh(bundle, policy, rows, known)
         if truth is None:
@@ -149,13 +146,13 @@ def live(folder: Path, world: Path, acting: Acting, rounds: int, how: Mapping[st
             for n, v in money.items()
         ]
         if how["acts"]:
-            at_bench, before = rows.parcels.decided_at, {c: rows.parcels["parcels", c] for c in CHANGED.values()}
+            at_bench, before = rows.parcels.decided_at, {c: rows.parcels["parcels", c] for c in CHANGES.values()}
             for row, (i, w, withheld_) in enumerate(zip(rows.parcel_id.tolist(), which.tolist(), lot, strict=True)):
                 action = options.keys[w] if w >= 0 else None
                 if action is not None and not withheld_:
                     done[i] = action
                 moment = pd.Timestamp(at_bench[row], tz="UTC")
-                was = before[CHANGED[kind]][row] if (kind := (action or "").partition(":")[0]) in CHANGED else None
+                was = before[CHANGES[kind]][row] if (kind := (action or "").partition(":")[0]) in CHANGES else None
                 told.append(
                     {
                         "decision_id": f"d{i}",
@@ -290,9 +287,7 @@ def main() -> int:
     text = table(summarise(found), f"{args.parcels:,} parcels a year, {args.seeds} shops; SIMULATED.")
     print(text)
     if args.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- measured -->")
-        _, _, after = rest.partition("<!-- /measured -->")
-        PAGE.write_text(f"{before}<!-- measured -->\n\n{text}\n<!-- /measured -->{after}", encoding="utf-8")
+        write(PAGE, text)
         plot(found, PLOT)
     return 0
 

@@ -32,6 +32,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.truth import some  # noqa: E402
 from features.arrays import Array  # noqa: E402
 from features.dataset import Dataset  # noqa: E402
 from features.matrix import values  # noqa: E402
@@ -104,7 +105,7 @@ def prepare(folder: Path, scenario: Scenario, parcels: int, seed: int, say: Say)
 
 def weighed(bundle: Bundle, policy: Policy, facts: Facts, ids: Array, acting: Acting, start: np.datetime64) -> Weighed:
     """Weigh some parcels, and ask the oracle about them."""
-    rows = some(facts, ids)
+    rows = some(facts, ids, "parcel")
     options = weigh(bundle, policy, rows, probabilities(bundle, rows))
     truth = acting.potential([None, *options.keys])
     parcel = pd.Index(truth.parcel_id).get_indexer(pd.Index(rows.parcel_id))
@@ -123,23 +124,8 @@ def weighed(bundle: Bundle, policy: Policy, facts: Facts, ids: Array, acting: Ac
             "package_type": np.full(len(ids), name, dtype=object),
             "protection_level": np.full(len(ids), float(level)),
         }
-        trees.append(model.probability(values(some(facts, ids, **changed), model.features)))
+        trees.append(model.probability(values(some(facts, ids, "parcel", **changed), model.features)))
     return Weighed(options, rows, true, true_after, crude, np.stack(trees, axis=1))
-
-
-def some(facts: Facts, ids: Array, **changed: Array) -> Rows:
-    """The rows of some parcels, in their order, with some columns of `parcels` changed."""
-    tables = facts.tables
-    parcel = pd.Index(tables["parcels"]["parcel_id"]).get_indexer(pd.Index(ids))
-    parcels = {c: v[parcel] for c, v in tables["parcels"].items()} | changed
-    order = pd.Index(tables["orders"]["order_id"]).get_indexer(pd.Index(pd.unique(parcels["order_id"])))
-    line = np.flatnonzero(pd.Index(tables["order_lines"]["parcel_id"]).isin(ids))
-    part = {
-        "orders": {c: v[order] for c, v in tables["orders"].items()},
-        "parcels": parcels,
-        "order_lines": {c: v[line] for c, v in tables["order_lines"].items()},
-    }
-    return Rows(part, facts.snapshot)
 
 
 def probabilities(bundle: Bundle, rows: Rows) -> dict[str, Array]:

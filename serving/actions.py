@@ -26,11 +26,12 @@ from features.arrays import Array, local, take, utc
 from features.contracts import TABLES
 from features.matrix import values
 from features.rows import Rows
+from features.treated import COLUMNS
 from features.vocabulary import LABEL_GRADES, TARGETS
 from serving.bundle import Bundle
 from serving.explain import logistic
 from serving.levers import BETTER
-from serving.policy import ACTIONS, ANY, COLUMNS, Action, Effect, Package, Policy, Tariff
+from serving.policy import ACTIONS, ANY, Action, Effect, Package, Policy, Tariff
 
 BAD_END = 1.644854
 """Standard errors from the estimate to the end that the truth is beyond in one of twenty cases."""

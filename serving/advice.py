@@ -18,9 +18,10 @@ import numpy as np
 
 from features.arrays import Array, absent, local
 from features.rows import Rows
+from features.treated import COLUMNS
 from features.vocabulary import TARGETS
 from serving.actions import TRUST, Options, fact, goods_value
-from serving.policy import ANY, COLUMNS, Policy, Rule
+from serving.policy import ANY, Policy, Rule
 
 WORDS: dict[str, str] = {
     "late": "late",

@@ -36,15 +36,6 @@ ACTIONS: dict[str, str] = {
 }
 """Everything that can be done about a parcel."""
 
-COLUMNS: dict[str, str] = {
-    "package": "protection_level",
-    "add_fill": "void_fill_ratio",
-    "fix_label": "label_grade",
-    "complete_documents": "documents_complete",
-    "confirm_address": "address_quality",
-}
-"""Actions that change a column of `parcels`, and which."""
-
 ANY = "*"
 """Stands for a service where the shop has none, and for every country in `destinations`."""
 

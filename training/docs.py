@@ -102,7 +102,8 @@ def policy_keys(section: str) -> str:
 
 def policy_actions(_: str = "") -> str:
     """What can be done about a parcel, and the column it changes."""
-    from serving.policy import ACTIONS, COLUMNS
+    from features.treated import COLUMNS
+    from serving.policy import ACTIONS
 
     rows = [(f"`{a}`", words, f"`{COLUMNS[a]}`" if a in COLUMNS else "") for a, words in ACTIONS.items()]
     return _table(("action", "what is done", "column of `parcels` it changes"), rows)

@@ -23,12 +23,13 @@ from pydantic import TypeAdapter
 from features.dataset import Dataset
 from features.rows import Rows
 from features.snapshot import Snapshot
+from features.treated import COLUMNS
 from features.vocabulary import TARGETS
 from serving.actions import PROTECTED, weigh
 from serving.advice import Capacity, fingerprint, withheld
 from serving.bundle import Bundle
 from serving.levers import BETTER, Lever
-from serving.policy import COLUMNS, Policy
+from serving.policy import Policy
 from serving.schemas import Answer
 from serving.score import Scoring, _tables, answer, decide
 from training.policy import draft

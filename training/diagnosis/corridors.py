@@ -17,14 +17,11 @@ import pandas as pd
 
 from features.arrays import DAY, Array, absent
 from features.snapshot import Facts
-from training.diagnosis.expected import Cases, kept, levels, others, weeks
-from training.diagnosis.shrink import DRAWS, ratios
+from training.diagnosis.expected import Cases, kept, levels, others, text, weeks
+from training.diagnosis.shrink import DRAWS, ratios, summary, worst_first
 from training.labels import Labels
 from training.models import cores
 from training.pipeline import Matrices, cut
-
-WORSE = 1.25
-"""A corridor is worse from a quarter more failures on than others would have had; less is not worth a meeting."""
 
 SURE = 0.95
 """Probability of that from which it is called worse, and that it is not from which it is called as expected."""
@@ -71,9 +68,8 @@ def cases(
     row = units.row[at]
     region = rows["orders", "destination_region"][row]
     country = rows["orders", "destination_country"][row]
-    region = np.where(absent(region), np.where(absent(country), "", country), region)
-    service = rows["parcels", "service"][row]
-    service = np.where(absent(service), "", service)
+    region = np.where(absent(region), text(country), region)
+    service = text(rows["parcels", "service"][row])
     # A service with one carrier's name on it says who carried; others have nothing to hold against it.
     pairs = pd.DataFrame({"service": service, "carrier": carrier[at]}).drop_duplicates()
     shared = pairs.groupby("service").size() > 1
@@ -82,14 +78,14 @@ def cases(
     payment = rows["orders", "payment_method"][row]
     words: dict[str, Array] = {}
     codes: dict[str, Array] = {}
-    for name, text in (
+    for name, column in (
         ("carrier", carrier[at]),
         ("service", service),
         ("region", region),
-        ("node", np.where(absent(node), "", node)),
-        ("payment", np.where(absent(payment), "", payment)),
+        ("node", text(node)),
+        ("payment", text(payment)),
     ):
-        codes[name], words[name] = pd.factorize(text.astype(str), sort=True)
+        codes[name], words[name] = pd.factorize(column.astype(str), sort=True)
     features = matrices["parcel"][0]
     chosen = features.only(kept(features))
     coded = ["region", "service", "node", "payment"]
@@ -134,10 +130,10 @@ def corridors(
 
     Returns:
         A row per corridor, worst first, with `COLUMNS`: parcels, observed, expected (events), ratio with low and high,
-        chance_worse (that the ratio is above `WORSE`), chance_worst (that it is the worst of all that can be told),
-        excess (observed events beyond the expected, shrunk), verdict (worse, as expected, cannot tell), why, others
-        (parcels of other carriers in the same service and region), trial (parcels that others would have to take to
-        tell), since (the Monday from which it has been worse, NaT if that cannot be said).
+        chance_worse (that the ratio is above `shrink.WORSE`), chance_worst (that it is the worst of all that can be
+        told), excess (observed events beyond the expected, shrunk), verdict (worse, as expected, cannot tell), why,
+        others (parcels of other carriers in the same service and region), trial (parcels that others would have to take
+        to tell), since (the Monday from which it has been worse, NaT if that cannot be said).
     """
     services, n = len(words["service"]), len(found)
     place = found.region * services + found.service
@@ -180,7 +176,6 @@ def corridors(
     if not len(out):
         return pd.DataFrame(columns=list(COLUMNS))
     told = ~out["alone"].to_numpy(bool) & (out["expected"].to_numpy(float) > 0)
-    tail = (1 - confidence) / 2
     for name in ("ratio", "low", "high", "chance_worse", "chance_worst", "excess"):
         out[name] = np.nan
     if told.any():
@@ -188,11 +183,9 @@ def corridors(
         family = pd.factorize(out.loc[told, "carrier"])[0]
         doubt = np.column_stack([d for d, t in zip(doubts, told, strict=True) if t])
         draws = ratios(o, e, rng, family, doubt)
-        out.loc[told, "ratio"] = draws.mean(axis=0)
-        out.loc[told, ["low", "high"]] = np.quantile(draws, [tail, 1 - tail], axis=0).T
-        out.loc[told, "chance_worse"] = (draws > WORSE).mean(axis=0)
+        said = summary(draws, e, confidence)
+        out.loc[told, list(said.columns)] = said.to_numpy()
         out.loc[told, "chance_worst"] = np.bincount(draws.argmax(axis=1), minlength=draws.shape[1]) / len(draws)
-        out.loc[told, "excess"] = (draws.mean(axis=0) - 1) * e
     out["verdict"], out["why"], out["trial"] = "cannot tell", "", 0
     out["since"] = pd.NaT
     for i, row in out.iterrows():
@@ -204,10 +197,8 @@ def corridors(
         if verdict == "worse":
             out.loc[at, "since"] = since(*weekly[at])
     out["since"] = pd.to_datetime(out["since"])
-    rank = out["verdict"].map({"worse": 0, "cannot tell": 1, "as expected": 2})
-    order = np.lexsort((-out["excess"].fillna(0.0).to_numpy(float), rank.to_numpy(int)))
     assert out["parcels"].sum() == n
-    return out.iloc[order][list(COLUMNS)].reset_index(drop=True)
+    return worst_first(out)[list(COLUMNS)]
 
 
 def _verdict(row: pd.Series[Any], told: bool) -> tuple[str, str]:

@@ -22,15 +22,12 @@ import pandas as pd
 from features.arrays import Array, absent
 from features.reasons import NOT_STATED
 from features.snapshot import Facts
-from training.diagnosis.expected import held_out, weeks
-from training.diagnosis.shrink import ratios
+from training.diagnosis.expected import held_out, text, weeks
+from training.diagnosis.shrink import ratios, summary, worst_first
 from training.labels import Labels
 from training.models import cores
 from training.pipeline import Matrices, cut
 from training.reasons import told
-
-WORSE = 1.25
-"""A product is worse from a quarter more such returns on than comparable ones have."""
 
 FALSE = 0.05
 """Share of the products named that may be no worse. Half of what is promised (a tenth), as expectations err too."""
@@ -106,7 +103,7 @@ def products(
     lines, row, sku = lines[keep], row[keep], sku[keep]
     say(f"what {len(lines):,} lines of comparable products have come back for")
     code, skus = pd.factorize(sku, sort=True)
-    category, brand = (_text(level["listings", c][row]) for c in ("category", "brand"))
+    category, brand = (text(level["listings", c][row]) for c in ("category", "brand"))
     of_category, categories = pd.factorize(category, sort=True)
     every = matrices["line"][0]
     chosen = every.only([(f.team in ("customer", "order")) or f.name in PEERS for f in every.features])
@@ -140,18 +137,13 @@ def products(
         return out.assign(verdict="cannot tell", named=False)
     family = pd.factorize(pd.Series(out["brand"] + "\0" + out["category"]))[0]
     draws = ratios(out["observed"].to_numpy(), out["expected"].to_numpy(), np.random.default_rng(seed), family)
-    tail = (1 - confidence) / 2
-    out["ratio"] = draws.mean(axis=0)
-    out[["low", "high"]] = np.quantile(draws, [tail, 1 - tail], axis=0).T
-    out["chance_worse"] = (draws > WORSE).mean(axis=0)
-    out["excess"] = (out["ratio"] - 1) * out["expected"]
+    out = out.join(summary(draws, out["expected"].to_numpy(), confidence))
     out["named"] = named(out["chance_worse"].to_numpy())
     out["verdict"] = np.select(
         [out["named"], out["chance_worse"] <= 1 - confidence], ["worse", "as expected"], "cannot tell"
     )
     out["reason"] = _reasons(lines, own, code, chance, of_category, len(categories), n)
-    rank = out["verdict"].map({"worse": 0, "cannot tell": 1, "as expected": 2}).to_numpy(int)
-    return out.iloc[np.lexsort((-out["excess"].to_numpy(), rank))].reset_index(drop=True)
+    return worst_first(out)
 
 
 def named(chance: Array, false: float = FALSE) -> Array:
@@ -186,7 +178,3 @@ def _reasons(
     np.add.at(expected, code, chance[:, None] * mix[category])
     most = (observed - expected).argmax(axis=1)
     return [str(names[k]) if observed[i, k] else None for i, k in enumerate(most.tolist())]
-
-
-def _text(values: Array) -> Array:
-    return np.where(absent(values), "", values).astype(object)

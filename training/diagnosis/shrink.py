@@ -5,9 +5,9 @@
 Clayton and Kaldor (1987, "Empirical Bayes estimates of age-standardized relative risks") fit the Gamma and take it as
 given. Where groups hardly differ, or are few, the likeliest spread is often none at all, and intervals come out far too
 narrow; so the spread, and the means of the families, are drawn from what is believable of them (Gelman 2006, "Prior
-distributions for variance parameters", half-Cauchy). A few groups are apart from all
-others, and one spread for all would either not see them or see nothing else: each may be one of them (a mixture of two
-Gammas). A group with little to show is taken to be like its family, one with much speaks for itself.
+distributions for variance parameters", half-Cauchy). A few groups are apart from all others, and one spread for all
+would either not see them or see nothing else: each may be one of them (a mixture of two Gammas). A group with little to
+show is taken to be like its family, one with much speaks for itself.
 
 Failures are events of single parcels with small chances, whose spread a Poisson distribution overstates slightly.
 """
@@ -15,6 +15,7 @@ Failures are events of single parcels with small chances, whose spread a Poisson
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from scipy.special import gammaln
 
 from features.arrays import Array
@@ -30,6 +31,12 @@ USUAL_SPREAD = 0.3
 
 APART, APART_SPREAD = 0.01, 1.0
 """Share of groups that are apart from their family before anything is seen, and the spread of those."""
+
+WORSE = 1.25
+"""A group is worse from a quarter more events on than expected; less is not worth a meeting."""
+
+VERDICTS = ("worse", "cannot tell", "as expected")
+"""What is said of a group, in the order in which it is read."""
 
 FAMILY = 20.0
 """Expected events at which a family's own mean counts as much as that of all."""
@@ -73,6 +80,25 @@ def ratios(
     chance = 1.0 / (1.0 + (1 - APART) / APART * np.exp(np.clip(seen_if[0] - seen_if[1], -50, 50)))
     shape = np.where(rng.random(chance.shape) < chance, apart, usual)
     return rng.gamma(shape + o[None, :], 1.0 / (shape / own + exact))
+
+
+def summary(draws: Array, expected: Array, confidence: float) -> pd.DataFrame:
+    """What draws of ratios (DRAWS, g) say of each group: ratio, low, high, chance_worse (that it is above `WORSE`), and
+    excess (events beyond the expected (g,), shrunk)."""
+    tail = (1 - confidence) / 2
+    ratio = draws.mean(axis=0)
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    worse = (draws > WORSE).mean(axis=0)
+    return pd.DataFrame(
+        {"ratio": ratio, "low": low, "high": high, "chance_worse": worse, "excess": (ratio - 1) * expected}
+    )
+
+
+def worst_first(groups: pd.DataFrame) -> pd.DataFrame:
+    """Groups in the order in which they are read: by verdict, then by excess."""
+    rank = groups["verdict"].map(VERDICTS.index).to_numpy(int)
+    order = np.lexsort((-groups["excess"].fillna(0.0).to_numpy(float), rank))
+    return groups.iloc[order].reset_index(drop=True)
 
 
 def _log_chance(observed: Array, expected: Array, shape: Array | np.float64) -> Array:
