@@ -37,9 +37,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from training.report import columns  # noqa: E402
-from training.sequences import Path as Sequence  # noqa: E402
-from training.sequences import difference, mismatch, odds_ratio  # noqa: E402
+from training.effect.sequences import Path as Sequence  # noqa: E402
+from training.effect.sequences import difference, mismatch, odds_ratio  # noqa: E402
+from training.evaluate.report import columns  # noqa: E402
 
 PAGE = ROOT / "docs" / "experiments.md"
 START, END = "<!-- measured: effect -->", "<!-- /measured -->"
@@ -213,7 +213,7 @@ def picture(folder: Path, trials: int, seed: int) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    from training.plots import INK, MODEL, SOFT, svg, tidy, title
+    from training.evaluate.plots import INK, MODEL, SOFT, svg, tidy, title
 
     case, rng = Case("", 0.08, 0.2), np.random.default_rng([seed, 97])
     fooled = np.zeros((2, DAYS))

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from features.arrays import Array  # noqa: E402
 from serving.trees import CompiledTrees  # noqa: E402
-from training.compile import compile_booster  # noqa: E402
+from training.models.compile import compile_booster  # noqa: E402
 
 
 def data(features: int, seed: int, n: int = 20_000) -> tuple[Array, Array]:

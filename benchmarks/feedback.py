@@ -46,7 +46,7 @@ from serving.advice import CHANGES, withheld  # noqa: E402
 from serving.bundle import Bundle  # noqa: E402
 from serving.policy import Policy  # noqa: E402
 from training.labels import labels  # noqa: E402
-from training.levers import estimate_levers  # noqa: E402
+from training.models.levers import estimate_levers  # noqa: E402
 from training.pipeline import cut, fit_on, matrices_of  # noqa: E402
 from training.policy import draft  # noqa: E402
 from training.splits import split  # noqa: E402

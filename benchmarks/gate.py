@@ -23,9 +23,9 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from training.gate import Pair, Rule, decide  # noqa: E402
-from training.intervals import log_losses  # noqa: E402
-from training.report import columns  # noqa: E402
+from training.evaluate.gate import Pair, Rule, decide  # noqa: E402
+from training.evaluate.intervals import log_losses  # noqa: E402
+from training.evaluate.report import columns  # noqa: E402
 
 RATES = {"late": 0.10, "failed_attempt": 0.05, "undelivered": 0.02}
 CHAMPION = 0.45

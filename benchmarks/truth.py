@@ -415,7 +415,7 @@ def as_stated(run: Run) -> pd.DataFrame:
     units = {target: labels(facts, target)}
     fold = split(units[target], _start(run), facts.snapshot.as_of)
     matrices = matrices_of(facts, units, lambda _: None)
-    with mock.patch("training.confusion.LEAST_INSPECTED", sys.maxsize):
+    with mock.patch("training.evaluate.confusion.LEAST_INSPECTED", sys.maxsize):
         fitted, returns = train_reasons(facts, units[target], matrices, fold, 0, lambda _: None)
     assert fitted is not None
     rows = units[target].row[returns.test]

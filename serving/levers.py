@@ -1,9 +1,9 @@
 """What changing a raw column of the parcel does to a risk: adjusted log-odds per unit, estimated apart from the trees.
 
 Trees predict well and answer "what if" badly: where fragile goods get better boxes, most of what a box does is put
-down to the goods (docs/decisions/25-levers.md). A lever is estimated for this one question (`training.levers`) and
-shifts the log-odds that the trees have given. More protection is never riskier: a shift has the beneficial sign, or
-is 0.
+down to the goods (docs/decisions/25-levers.md). A lever is estimated for this one question
+(`training.models.levers`) and shifts the log-odds that the trees have given. More protection is never riskier: a
+shift has the beneficial sign, or is 0.
 """
 
 from __future__ import annotations

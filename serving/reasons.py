@@ -28,7 +28,7 @@ class ReasonModel:
         reasons: names of the K reasons.
         owners: the team that owns each.
         features: the f columns it was trained on.
-        trees: compiled trees of K * f columns, see `training.compile.compile_classes`.
+        trees: compiled trees of K * f columns, see `training.models.compile.compile_classes`.
         bases: (K,) phi_0 of each reason in raw score.
         slope: calibration of the raw scores, one for all reasons.
         intercepts: (K,) calibration, one per reason.

@@ -1,10 +1,10 @@
 """Compiled gradient-boosted trees: exact TreeSHAP values and raw scores by table look-up, in plain numpy.
 
-`training.compile` takes a LightGBM model apart into *groups*: neighbouring leaves of one tree that together depend on
-at most eight comparisons `value > cut`. The answers to a group's comparisons are the bits of one byte, its *state*.
-What the group's leaves contribute to each of their features (path-dependent TreeSHAP, Lundberg et al. 2020,
-doi:10.1038/s42256-019-0138-9) depends on nothing but that state, so it is computed once, by `training.compile`, and a
-row is explained by comparing, packing bits and adding up one table row per group.
+`training.models.compile` takes a LightGBM model apart into *groups*: neighbouring leaves of one tree that together
+depend on at most eight comparisons `value > cut`. The answers to a group's comparisons are the bits of one byte, its
+*state*. What the group's leaves contribute to each of their features (path-dependent TreeSHAP, Lundberg et al. 2020,
+doi:10.1038/s42256-019-0138-9) depends on nothing but that state, so it is computed once, by `training.models.compile`,
+and a row is explained by comparing, packing bits and adding up one table row per group.
 
 Values are compared by rank: a feature's rank is how many of the model's cuts of that feature lie below the value, a
 small integer that is exact for float64 and cheap to gather. Missing values are ranks too (below or above every cut), so

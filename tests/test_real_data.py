@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
 from training.cli import main
-from training.report import verdict
+from training.evaluate.report import verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.shared_data

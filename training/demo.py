@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from features.vocabulary import TARGETS, TEAMS
-from training.report import columns, table
+from training.evaluate.report import columns, table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -233,7 +233,7 @@ def variables(_: str = "") -> str:
 
 def knobs(_: str = "") -> str:
     """What of a model may be set, and within which bounds."""
-    from training.params import KNOBS
+    from training.models.params import KNOBS
 
     rows = [(f"`{k.name}`", f"{k.low:g} to {k.high:g}", f"{k.usual:g}", k.words) for k in KNOBS.values()]
     return _table(("parameter", "may be", "usually", "what it is"), rows)

@@ -27,23 +27,22 @@ from serving.bundle import REASON, Bundle, TargetModel
 from serving.levers import Lever
 from serving.reasons import ReasonModel
 from serving.windows import NAME as WINDOW
-from training import evaluation_set
-from training.baselines import Fold as BaselineFold
-from training.baselines import fit_baselines
 from training.check import require
-from training.confusion import Noise
-from training.evaluate import evaluate
+from training.evaluate import evaluate, evaluation_set
+from training.evaluate.baselines import Fold as BaselineFold
+from training.evaluate.baselines import fit_baselines
+from training.evaluate.confusion import Noise
+from training.evaluate.slices import by_slice, slices
 from training.labels import Labels, labels, maturity_rule
 from training.leaks import Leak, LeakError, leaks
-from training.levers import estimate_levers
 from training.maturity import TooYoung, matured_rate, news
 from training.models import MANY_ROWS, MIN_POSITIVES, MODELS, Fitted, ModelSpec, cores, fit
-from training.params import Params
-from training.reasons import FittedReasons, Returns, fit_reasons, judge_reasons, returns_of
-from training.slices import by_slice, slices
+from training.models.levers import estimate_levers
+from training.models.params import Params
+from training.models.reasons import FittedReasons, Returns, fit_reasons, judge_reasons, returns_of
+from training.models.windows import fit_windows, judge_windows
 from training.splits import Fold, rolling, split, violations
 from training.treated import acted
-from training.windows import fit_windows, judge_windows
 
 Progress = Callable[[str], None]
 
@@ -112,7 +111,7 @@ class TrainingResult:
         simulated: the dataset is a simulated world.
         targets: report per target.
         reasons: the returns of the holdout: unit_id, decided_at, stated, inspected, and the share of each reason.
-        windows: the holdout of the windows, see `training.windows.judge_windows`; None if none was trained.
+        windows: the holdout of the windows, see `training.models.windows.judge_windows`; None if none was trained.
     """
 
     bundle_dir: Path

@@ -21,7 +21,7 @@ from features.vocabulary import GENERIC_BASE_RATES, TARGETS, TEAMS
 from serving.bundle import Bundle, TargetModel
 from serving.score import answer, score, unknown_codes
 from serving.windows import LEVELS, QUANTILES, Group, WindowModel
-from training.compile import compile_booster
+from training.models.compile import compile_booster
 
 
 def bundle_of(facts: Facts) -> Bundle:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from serving.trees import ARRAYS, CompiledTrees, RawTogether
 from tests.oracles.shapley import TINY, shapley
-from training.compile import compile_booster, shapley_of_products
+from training.models.compile import compile_booster, shapley_of_products
 
 Floats = NDArray[Any]
 

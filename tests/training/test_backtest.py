@@ -22,10 +22,10 @@ from serving import Bundle
 from training import train
 from training.backtest import backtest
 from training.cli import main
-from training.drift import between, movers, stability_index
 from training.evaluate import compare, gap
+from training.evaluate.drift import between, movers, stability_index
+from training.evaluate.stability import stability
 from training.pipeline import TrainingResult
-from training.stability import stability
 from training.world import generate
 
 

@@ -6,7 +6,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
-from training.baselines import Fold, fit_baselines
+from training.evaluate.baselines import Fold, fit_baselines
 
 
 def shop(rows: int, seed: int) -> Fold:

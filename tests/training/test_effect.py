@@ -22,7 +22,7 @@ from serving.advice import withheld
 from serving.policy import Policy
 from training.cli import main
 from training.effect import effect
-from training.effect_report import fragment, table
+from training.effect.report import fragment, table
 from training.policy import draft
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from features.snapshot import Facts
 from serving.levers import Lever
 from training.check import require
 from training.labels import labels
-from training.levers import estimate_levers
+from training.models.levers import estimate_levers
 from training.pipeline import cut, fit_on, matrices_of
 from training.splits import split
 from training.treated import acted, by_lot

@@ -16,9 +16,8 @@ from features.matrix import FeatureSet
 from features.settings import Extra
 from features.snapshot import Facts
 from serving import Bundle
-from training import evaluation_set
-from training.evaluate import compare
-from training.gate import Candidate, Pair, Rule, RuleError, decide, judge
+from training.evaluate import compare, evaluation_set
+from training.evaluate.gate import Candidate, Pair, Rule, RuleError, decide, judge
 from training.labels import labels
 from training.models import MODELS, fit
 from training.pipeline import cut, matrices_of, train_reasons
@@ -275,7 +274,7 @@ def pair(rng, n: int = 8000, miss: float = 0.0, shift: float = 0.0, name: str = 
     truth = rng.normal(-2, 1, n)
     label = (rng.random(n) < 1 / (1 + np.exp(-truth))).astype(np.int8)
     p = [1 / (1 + np.exp(-(truth + shift * k + rng.normal(0, 0.3 + miss * k, n)))) for k in (1, 0)]
-    from training.intervals import log_losses
+    from training.evaluate.intervals import log_losses
 
     slices = pd.DataFrame({"all of it": np.ones(n, dtype=bool), "few": np.arange(n) < 60})
     order = rng.integers(0, n // 2, n)

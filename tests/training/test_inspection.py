@@ -11,7 +11,7 @@ from oracles.dataset import START, shop
 from features.dataset import Dataset
 from features.matrix import catalogue
 from features.snapshot import Facts
-from training.inspection import inspect
+from training.evaluate.inspection import inspect
 
 ALL = 10**9
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from training.evaluate import evaluate
-from training.intervals import Estimate, auc, log_losses, mean
+from training.evaluate.intervals import Estimate, auc, log_losses, mean
 
 
 def sample(seed: int, n: int = 3000, size: int = 2):

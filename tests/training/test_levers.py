@@ -13,7 +13,7 @@ from features.matrix import values
 from features.snapshot import Facts
 from serving import Bundle
 from serving.levers import BETTER
-from training.levers import FOLDS, LEVERS, orthogonal, solved
+from training.models.levers import FOLDS, LEVERS, orthogonal, solved
 from training.world.oracle import Oracle
 from training.world.scenario import PACKAGE_TYPES
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from training.plots import calibration_plot, shap_plot
+from training.evaluate.plots import calibration_plot, shap_plot
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -24,8 +24,8 @@ from features.matrix import FeatureSet
 from features.settings import Settings
 from serving.bundle import Bundle
 from serving.store import resolve
-from training.evaluation_set import KIND
-from training.gate import Candidate, Decision, Rule
+from training.evaluate.evaluation_set import KIND
+from training.evaluate.gate import Candidate, Decision, Rule
 from training.models import MODELS, fit
 from training.pipeline import TargetReport, TrainingResult
 from training.registry import Refused, Registry, RegistryError
@@ -160,7 +160,7 @@ def test_a_refusal_changes_nothing_and_is_recorded(registry, store):
 
 
 def test_what_is_forced_is_promoted_and_stays_visible(registry, store):
-    from training.report import versions
+    from training.evaluate.report import versions
 
     done = registry.promote(judge=says(False), publish=store, force=True)
     assert done.forced
@@ -280,7 +280,7 @@ import os, signal, sys, warnings
 warnings.simplefilter("ignore")
 import training.registry as module
 from mlflow.tracking import MlflowClient
-from training.gate import Decision, Rule
+from training.evaluate.gate import Decision, Rule
 uri, store, where, nth = sys.argv[1:]
 owner = module if where == "publish_directory" else MlflowClient
 real, calls = getattr(owner, where), 0

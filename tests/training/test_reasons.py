@@ -21,9 +21,9 @@ from features.vocabulary import RETURN_REASONS, TEAMS
 from serving import Bundle
 from serving.explain import softmax
 from training.check import check
-from training.confusion import Noise, confusion, mixture
+from training.evaluate.confusion import Noise, confusion, mixture
 from training.labels import labels
-from training.reasons import fit_reasons, returns_of, told
+from training.models.reasons import fit_reasons, returns_of, told
 from training.splits import split
 
 MIX = np.array([0.55, 0.3, 0.15])

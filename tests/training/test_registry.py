@@ -24,8 +24,8 @@ from features.matrix import FeatureSet
 from features.settings import Settings
 from serving.bundle import Bundle
 from serving.store import resolve
-from training.card import CardError, model_card, note
 from training.evaluate import evaluate
+from training.evaluate.card import CardError, model_card, note
 from training.models import MODELS, fit
 from training.pipeline import TargetReport, TrainingResult
 from training.registry import Registry, RegistryError

@@ -24,7 +24,7 @@ from serving.bundle import Bundle
 from serving.policy import Policy
 from training.cli import main
 from training.policy import draft
-from training.replay import replay, table
+from training.policy.replay import replay, table
 
 SINCE, UNTIL = pd.Timestamp("2025-10-01", tz="UTC"), pd.Timestamp("2025-11-15", tz="UTC")
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from oracles.sequences import best_mixture, boundary, contrast, wealth
 from scipy.stats import binom
 
-from training import sequences
-from training.sequences import BEST_AT, LEAST_EVENTS, difference, half_width, mismatch, needed, odds_ratio
+from training.effect import sequences
+from training.effect.sequences import BEST_AT, LEAST_EVENTS, difference, half_width, mismatch, needed, odds_ratio
 
 
 def trial(rng, n=4_000, a_day=40, rate=0.1, ratio=1.0, propensity=0.7):

@@ -8,7 +8,7 @@ from oracles.dataset import shop
 from features import Dataset
 from features.settings import Settings
 from features.snapshot import Facts
-from training.slices import meaning, slices
+from training.evaluate.slices import meaning, slices
 from training.world import Scenario
 
 

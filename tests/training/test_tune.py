@@ -24,9 +24,9 @@ from sklearn.metrics import log_loss
 from features import Dataset
 from training import train
 from training.cli import main
-from training.params import KNOBS, Params, ParamsError
+from training.models.params import KNOBS, Params, ParamsError
 from training.registry import Registry, RegistryError
-from training.registry_session import Run
+from training.registry.session import Run
 from training.tune import TuningError, params_file, tune
 from training.world import generate
 

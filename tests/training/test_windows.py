@@ -15,12 +15,12 @@ from features.snapshot import Facts
 from serving.bundle import Bundle
 from serving.score import score
 from serving.windows import LEVELS, moved
-from training.card import model_card
+from training.evaluate.card import model_card
+from training.evaluate.plots import coverage_plot
+from training.evaluate.report import table
 from training.labels import labels
-from training.plots import coverage_plot
-from training.report import table
+from training.models.windows import MIN_ROWS, calibrate, conformal, doors, fit_windows, pinball
 from training.splits import split
-from training.windows import MIN_ROWS, calibrate, conformal, doors, fit_windows, pinball
 
 
 @pytest.fixture(scope="module")

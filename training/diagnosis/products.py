@@ -26,8 +26,8 @@ from training.diagnosis.expected import held_out, text, weeks
 from training.diagnosis.shrink import ratios, summary, worst_first
 from training.labels import Labels
 from training.models import cores
+from training.models.reasons import told
 from training.pipeline import Matrices, cut
-from training.reasons import told
 
 FALSE = 0.05
 """Share of the products named that may be no worse. Half of what is promised (a tenth), as expectations err too."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from training.plots import INK, MODEL, SOFT, svg, tidy, title
+from training.evaluate.plots import INK, MODEL, SOFT, svg, tidy, title
 from training.world.figures import Numbers, measure
 
 if TYPE_CHECKING:

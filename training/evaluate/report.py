@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from features.feature import Feature
-    from training.inspection import Inspected
+    from training.evaluate.inspection import Inspected
 
 
 def columns(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:

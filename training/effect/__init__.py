@@ -35,7 +35,7 @@ from features.snapshot import Snapshot, known_before, moment, moment_of
 from features.vocabulary import TARGETS
 from serving.actions import spent
 from serving.policy import Policy
-from training.sequences import Path, difference, mismatch, needed, odds_ratio
+from training.effect.sequences import Path, difference, mismatch, needed, odds_ratio
 
 __all__ = ["ANSWERS", "MISMATCH", "PRIMARY", "Effects", "effect"]
 
@@ -55,7 +55,7 @@ PRIMARY: dict[str, str] = {
 ANSWERS = ("works", "does harm", "cannot tell yet", "not randomized")
 
 MISMATCH = 1_000.0
-"""Evidence from which on the arms are taken not to be what was logged, see `training.sequences.mismatch`."""
+"""Evidence from which on the arms are taken not to be what was logged, see `training.effect.sequences.mismatch`."""
 
 MOST = 1e12
 """More evidence is not told apart."""

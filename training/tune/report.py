@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from training.report import columns
+from training.evaluate.report import columns
 
 
 def table(document: Mapping[str, Any]) -> str:

@@ -13,8 +13,8 @@ and is split evenly over its comparisons (Bonferroni). A challenger that is nowh
 refused with at most that chance. Without a yes, it must also be clearly better somewhere, on one target or on all of
 them together: a tie keeps the champion.
 
-The models' row losses are compared in pairs and per order, in closed form (`training.intervals`); for the calibration
-error, the gaps of all bins of both models are drawn from their joint normal distribution.
+The models' row losses are compared in pairs and per order, in closed form (`training.evaluate.intervals`); for the
+calibration error, the gaps of all bins of both models are drawn from their joint normal distribution.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from features.reasons import owners
 from features.vocabulary import TARGETS
 from serving.bundle import REASON, Bundle
 from serving.reasons import ReasonModel
-from training.card import home
 from training.evaluate import CALIBRATION_BINS, bin_starts
-from training.evaluation_set import REASONS, EvaluationSet, Rows
-from training.intervals import Estimate, log_losses, mean, of_influence
-from training.report import columns
+from training.evaluate.card import home
+from training.evaluate.evaluation_set import REASONS, EvaluationSet, Rows
+from training.evaluate.intervals import Estimate, log_losses, mean, of_influence
+from training.evaluate.report import columns
 
 __all__ = ["Candidate", "Comparison", "Decision", "Judge", "Pair", "Rule", "RuleError", "decide", "judge", "row_losses"]
 

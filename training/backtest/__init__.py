@@ -28,8 +28,11 @@ from features.snapshot import Facts
 from features.vocabulary import TARGETS
 from serving.bundle import TargetModel
 from training.check import require
-from training.drift import between, movers
 from training.evaluate import evaluate, gap
+from training.evaluate.drift import between, movers
+from training.evaluate.plots import backtest_plot
+from training.evaluate.slices import meaning, slices
+from training.evaluate.stability import ROWS, stability
 from training.labels import Labels, labels, maturity_rule
 from training.models import MODELS
 from training.pipeline import (
@@ -46,10 +49,7 @@ from training.pipeline import (
     rivals_of,
     why_not,
 )
-from training.plots import backtest_plot
-from training.slices import meaning, slices
 from training.splits import Fold, evenly, folds_at, split, violations
-from training.stability import ROWS, stability
 
 if TYPE_CHECKING:
     from training.registry import Registry

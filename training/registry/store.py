@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.card import home
+from training.evaluate.card import home
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

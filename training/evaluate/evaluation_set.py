@@ -10,7 +10,7 @@ unit:
 | `order` | a number per order, the same in both files: rows of one order are not independent |
 | `decided_at` | when the unit was decided, UTC |
 | `label:TARGET` | 1, 0, or -1 where the label was not mature |
-| `slice:NAME` | whether the unit is in the slice (`training.slices`) |
+| `slice:NAME` | whether the unit is in the slice (`training.evaluate.slices`) |
 | every other | a feature, float32; all that any target may read, not only those that were selected |
 
 Only units with a label are in it, and only so many: of a larger holdout, whole orders chosen by the hash of their id,
@@ -34,9 +34,9 @@ from features.matrix import FeatureSet
 from features.reasons import NOT_STATED
 from features.settings import Settings
 from features.snapshot import Facts
+from training.evaluate.slices import slices
 from training.labels import Labels
-from training.reasons import told
-from training.slices import slices
+from training.models.reasons import told
 from training.splits import split
 
 __all__ = ["FOLDER", "KIND", "MOST", "REASONS", "EvaluationSet", "Rows", "write"]

@@ -1,4 +1,4 @@
-"""Runs, model versions and the champion, kept in MLflow. The modules `training.registry*` alone import it.
+"""Runs, model versions and the champion, kept in MLflow. This package alone imports it.
 
 A training becomes one parent run with a child run per target, and its bundle becomes one version of the registered
 model `doorstep`. Three aliases say what a version is for:
@@ -28,10 +28,10 @@ import pandas as pd
 
 from features.files import ArtefactError, digest_of, verify
 from serving.store import publish as publish_directory
-from training.card import card_template, model_card, note, own_version, summary
-from training.evaluation_set import FOLDER as EVALUATION
-from training.gate import Candidate, Decision, Judge
-from training.registry_runs import (
+from training.evaluate.card import card_template, model_card, note, own_version, summary
+from training.evaluate.evaluation_set import FOLDER as EVALUATION
+from training.evaluate.gate import Candidate, Decision, Judge
+from training.registry.runs import (
     HEADLINE,
     batch,
     bounds,
@@ -45,8 +45,8 @@ from training.registry_runs import (
     signature,
     window_metrics,
 )
-from training.registry_session import Run
-from training.registry_store import RegistryError, Store
+from training.registry.session import Run
+from training.registry.store import RegistryError, Store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -283,8 +283,8 @@ class Registry:
 
         Args:
             version: which; default the challenger.
-            judge: says whether it may replace the champion, see `training.gate`; `None` asks nobody. Nobody is asked
-                where there is no champion yet, or it is the version itself.
+            judge: says whether it may replace the champion, see `training.evaluate.gate`; `None` asks nobody. Nobody
+                is asked where there is no champion yet, or it is the version itself.
             publish: store directory of the service, see `serving.store`; `None` only records.
             force: promote it whatever the judge says; what it said is recorded.
 

@@ -14,8 +14,8 @@ import numpy as np
 from features.files import digest_of
 from features.vocabulary import TARGETS
 from training.evaluate import METRICS
-from training.report import recent
-from training.slices import meaning
+from training.evaluate.report import recent
+from training.evaluate.slices import meaning
 
 if TYPE_CHECKING:
     from training.pipeline import TargetReport, TrainingResult
@@ -28,7 +28,7 @@ DRIVERS = 8
 MOST_NOTED = 7_800
 """MLflow keeps up to 8,000 characters of a description, less what is said about the rest."""
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class CardError(ValueError):

@@ -19,8 +19,8 @@ import numpy as np
 from features.arrays import Array
 from features.matrix import FeatureSet
 from serving.bundle import TargetModel
-from training.compile import compile_booster
 from training.maturity import News
+from training.models.compile import compile_booster
 from training.splits import Fold
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Why goods come back: a calibrated model of P(reason | return), learned from words that are often not true.
 
-What customers state is a noisy label (`training.confusion`). The model is fitted to what was *said*, through the
-confusion of words and truth: with p the softmax of one additive score per reason, a return with stated reason s and
+What customers state is a noisy label (`training.evaluate.confusion`). The model is fitted to what was *said*, through
+the confusion of words and truth: with p the softmax of one additive score per reason, a return with stated reason s and
 inspected reason i costs `-log sum_k p_k C[k, s] D[k, i]` (the forward correction of Patrini et al., arXiv 1609.03683).
 Its gradient is p less the posterior of the true reason.
 """
@@ -21,12 +21,12 @@ from features.settings import Settings
 from features.snapshot import Facts
 from serving.explain import softmax
 from serving.reasons import ReasonModel
-from training.compile import compile_classes
-from training.confusion import LEAST_INSPECTED, Noise, confusion, log_losses, mixture, posterior
 from training.evaluate import METRICS, verdict
-from training.intervals import auc, mean
+from training.evaluate.confusion import LEAST_INSPECTED, Noise, confusion, log_losses, mixture, posterior
+from training.evaluate.intervals import auc, mean
 from training.labels import Labels
 from training.models import LEAST_GAIN, PARAMS, PLATT_PRIOR, STAGE, medians, threads
+from training.models.compile import compile_classes
 from training.splits import Fold
 
 if TYPE_CHECKING:

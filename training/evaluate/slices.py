@@ -24,7 +24,7 @@ import pandas as pd
 from features.arrays import DAY, Array, absent, local, take
 from features.history import ENTITIES, key
 from features.snapshot import Facts
-from training.intervals import auc, log_losses, mean
+from training.evaluate.intervals import auc, log_losses, mean
 
 __all__ = ["LEAST_OF_A_KIND", "by_slice", "meaning", "slices"]
 
@@ -118,7 +118,7 @@ def by_slice(
     Returns:
         Per slice `rows`, `positives`, and either `why` there are no figures, or `auc`, `log_loss`, `calibration_gap`
         (mean probability less share of positives) and `baselines`: `{name: {"log_loss"}}`. Every figure is
-        `{"value", "low", "high"}` with its 95 % interval, in closed form (`training.intervals`).
+        `{"value", "low", "high"}` with its 95 % interval, in closed form (`training.evaluate.intervals`).
     """
     cluster = pd.factorize(groups)[0]
     losses = {name: log_losses(label, p) for name, p in rivals.items()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from training.card import model_card
+from training.evaluate.card import model_card
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -59,7 +59,7 @@ def log_target(
     client: MlflowClient, run: str, result: TrainingResult, target: str, report: TargetReport, template: str
 ) -> None:
     """Fill a target's run: parameters, figures beside those of the baselines, its part of the card, plots."""
-    from training.plots import calibration_plot, shap_plot
+    from training.evaluate.plots import calibration_plot, shap_plot
 
     document = result.metrics["targets"][target]
     metrics: dict[str, float] = {"excluded_immature": report.excluded_immature}
@@ -119,7 +119,7 @@ def window_metrics(document: dict[str, Any]) -> dict[str, float]:
 
 def log_windows(client: MlflowClient, run: str, result: TrainingResult) -> None:
     """The plot of what the windows cover, slice by slice."""
-    from training.plots import coverage_plot
+    from training.evaluate.plots import coverage_plot
 
     document = result.metrics.get("time_to_door", {})
     if document.get("status") == "trained":

@@ -32,7 +32,7 @@ from serving.actions import Options, weigh
 from serving.advice import withheld
 from serving.bundle import Bundle
 from serving.policy import Policy
-from training.report import columns
+from training.evaluate.report import columns
 
 __all__ = ["PERIOD", "Replay", "replay", "table"]
 

@@ -33,9 +33,10 @@ from features.snapshot import Facts
 from training.backtest import chosen_targets
 from training.check import require
 from training.evaluate import compare
+from training.evaluate.plots import tuning_plot
 from training.labels import Labels, labels
 from training.models import MODELS, PARAMS
-from training.params import KNOBS, spec_of
+from training.models.params import KNOBS, spec_of
 from training.pipeline import (
     Matrices,
     Progress,
@@ -49,14 +50,13 @@ from training.pipeline import (
     period,
     why_not,
 )
-from training.plots import tuning_plot
 from training.splits import Fold, rolling, split
 
 if TYPE_CHECKING:
     import optuna
 
     from training.registry import Registry
-    from training.registry_session import Run
+    from training.registry.session import Run
 
 FOLDS = 3
 FIRST_SHARE = 0.4

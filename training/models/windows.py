@@ -40,11 +40,11 @@ from serving.windows import (
     spread,
     times,
 )
-from training.compile import compile_booster
 from training.evaluate import wilson
+from training.evaluate.slices import meaning, slices
 from training.labels import Labels, maturity_rule
 from training.models import LEAST_GAIN, threads
-from training.slices import meaning, slices
+from training.models.compile import compile_booster
 from training.splits import Fold, rolling, split
 
 if TYPE_CHECKING:

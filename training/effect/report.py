@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from training.effect import Effects
-from training.report import columns
-from training.sequences import Path
+from training.effect.sequences import Path
+from training.evaluate.report import columns
 
 __all__ = ["fragment", "pictures", "table"]
 
@@ -139,7 +139,7 @@ def _picture(action: str, document: Mapping[str, Any], paths: Mapping[str, Path]
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
-    from training.plots import INK, MODEL, SOFT, svg, tidy, title
+    from training.evaluate.plots import INK, MODEL, SOFT, svg, tidy, title
 
     found = document["actions"][action]
     targets = found["targets"]
