@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -18,9 +17,6 @@ from training.cli.voice import (
     voiced,
     zoned,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,9 +21,6 @@ from training.cli.voice import (
     voiced,
     zoned,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()

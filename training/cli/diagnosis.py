@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -16,9 +15,6 @@ from training.cli.voice import (
     voiced,
     zoned,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
