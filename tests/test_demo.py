@@ -12,7 +12,18 @@ import pandas as pd
 import pytest
 
 from features import Dataset
-from training.demo import MARKER, SCORES, DemoError, Traced, fault_in_words, in_words, prepare, trace, where_next
+from training.demo import (
+    MARKER,
+    SCORES,
+    DemoError,
+    Traced,
+    advice_in_words,
+    fault_in_words,
+    in_words,
+    prepare,
+    trace,
+    where_next,
+)
 from training.world import PLANTED_FAULTS, meeting
 
 TEAMS = ("packing", "fulfilment", "carrier", "listing", "customer", "order")
@@ -46,6 +57,27 @@ ANSWER = {
     },
     "returns": [{"line_id": "L1", **risk(0.3, 0.2, driver("guide", "listing", 0.1, "Size guide no", True))}],
 }
+
+
+def test_advice_is_told_with_what_was_weighed_besides_and_the_rules_that_are_broken() -> None:
+    actions = [{"action": f"package:{n}", "text": f"Pack in {n}: saves {9 - n} EUR net"} for n in range(6)]
+    advice = {"action": "package:0", "text": actions[0]["text"], "owner": "packing"}
+    answer = {"advice": advice, "actions": actions, "violations": [{"text": "does not rattle: is 0.1"}]}
+    assert advice_in_words(answer) == [
+        "Pack in 0: saves 9 EUR net  (packing)",
+        "",
+        "Weighed besides, of 6 in all:",
+        *(f"  {action['text']}" for action in actions[1:4]),
+        "",
+        "Breaks the packing specification:",
+        "  does not rattle: is 0.1",
+    ]
+    nothing = {
+        "advice": {"action": None, "text": "Nothing worth doing", "owner": None},
+        "actions": [],
+        "violations": [],
+    }
+    assert advice_in_words(nothing) == ["Nothing worth doing"]
 
 
 def test_the_answer_is_told_from_the_greatest_rise_down() -> None:

@@ -41,6 +41,7 @@ REGISTRY = "sqlite:///mlflow/mlflow.db"
 BUNDLE, SNAPSHOT = "deploy/bundle", "deploy/snapshot"
 """Where the commands publish by themselves, in the folder."""
 SCORES = "scores.parquet"
+POLICY = "policy.toml"
 START_SECONDS = 120
 """How long the service may take until it answers, before the demo gives up."""
 NOTEWORTHY = 1.25
@@ -53,6 +54,8 @@ ENOUGH = 0.5
 """A fault is found if the model expects at least this share of what it makes worse."""
 ENOUGH_ROWS = 50
 """Units that tell what was usual before a fault."""
+OTHERS = 3
+"""Actions that are told besides the advised one."""
 WORTH_A_WORD = 0.05
 """Drivers and teams are named from this share of the rise above the usual on."""
 
@@ -103,6 +106,9 @@ def show(folder: Path, parcels: int, seed: int) -> None:
     packed_at = parcel["packed_at"].isoformat()
     click.echo(doorstep(folder, "snapshot", "shop", "--as-of", packed_at))
 
+    step("What failures and actions cost here: a draft, whose guesses a real shop replaces by its own figures")
+    doorstep(folder, "policy", "init", "shop", "--out", POLICY)
+
     step("Serve it, and ask about that parcel, which no model has learned from")
     with service(folder) as (host, port):
         (folder / "request.json").write_text(json.dumps(request, indent=2) + "\n")
@@ -115,6 +121,8 @@ def show(folder: Path, parcels: int, seed: int) -> None:
 
     heading("What the service answered, as the packing station would say it")
     click.echo("\n".join(in_words(answer, request)))
+    heading("What to do about it, by the drafted policy (simulated shop, drafted costs)")
+    click.echo("\n".join(advice_in_words(answer)))
     heading("The models beside their baselines (simulated shop)")
     click.echo(table(json.loads((folder / "runs/shop/metrics.json").read_text())))
     heading("One fault that was planted in this shop, and whether the models have found it")
@@ -187,10 +195,9 @@ def service(folder: Path) -> Iterator[tuple[str, int]]:
     Raises:
         DemoError: it did not start.
     """
-    click.echo("$ doorstep serve --port 0")
-    process = subprocess.Popen(
-        command("serve", "--port", "0"), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    arguments = ("serve", "--port", "0", "--policy", POLICY)
+    click.echo(f"$ doorstep {shlex.join(arguments)}")
+    process = subprocess.Popen(command(*arguments), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_forward, args=(process, lines), daemon=True)
     reader.start()
@@ -317,6 +324,22 @@ def in_words(answer: Mapping[str, Any], request: Mapping[str, Any]) -> list[str]
         "Points add up exactly from where the model starts to this parcel's risk. They explain the model's figure;",
         "what a change would really do, only a trial can tell.",
     ]
+    return out
+
+
+def advice_in_words(answer: Mapping[str, Any]) -> list[str]:
+    """What is advised, what else can be done and what breaks the packing rules, each in the answer's own words.
+
+    Args:
+        answer: the body of the answer, with a policy.
+    """
+    advice, actions = answer["advice"], answer["actions"]
+    out = [advice["text"] if advice["owner"] is None else f"{advice['text']}  ({advice['owner']})"]
+    others = [a["text"] for a in actions if a["action"] != advice["action"]][:OTHERS]
+    if others:
+        out += ["", f"Weighed besides, of {len(actions)} in all:", *(f"  {text}" for text in others)]
+    if answer["violations"]:
+        out += ["", "Breaks the packing specification:", *(f"  {v['text']}" for v in answer["violations"])]
     return out
 
 
@@ -504,7 +527,7 @@ def where_next(folder: Path) -> list[str]:
     lines: Sequence[tuple[str, str]] = (
         (
             "serve it again, on port 3000, and ask about the parcel from another terminal",
-            f".venv/bin/doorstep serve --bundle {here}/{BUNDLE} --snapshot {here}/{SNAPSHOT}\n"
+            f".venv/bin/doorstep serve --bundle {here}/{BUNDLE} --snapshot {here}/{SNAPSHOT} --policy {here}/{POLICY}\n"
             f"  curl -s http://127.0.0.1:3000/v1/risk -H 'Content-Type: application/json' -d @{here}/request.json",
         ),
         (
