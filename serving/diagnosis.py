@@ -21,236 +21,220 @@ from typing import Any
 FORMAT = 1
 """Of the directory: another one is refused."""
 DATABASE, SUMMARY = "diagnosis.sqlite", "diagnosis.json"
-TEXT, INTEGER, REAL = "TEXT", "INTEGER", "REAL"
 Value = str | int | float | None
 
-_SAID = {"ratio": REAL, "low": REAL, "high": REAL, "chance_worse": REAL, "excess": REAL}
-_CORRIDOR: dict[str, str] = {
-    "target": TEXT,
-    "carrier": TEXT,
-    "service": TEXT,
-    "region": TEXT,
-    "parcels": INTEGER,
-    "observed": INTEGER,
-    "expected": REAL,
-    "ratio": REAL,
-    "low": REAL,
-    "high": REAL,
-    "chance_worse": REAL,
-    "chance_worst": REAL,
-    "excess": REAL,
-    "verdict": TEXT,
-    "why": TEXT,
-    "others": INTEGER,
-    "trial": INTEGER,
-    "since": TEXT,
+KINDS = {
+    "text": "TEXT",
+    "key": "TEXT",
+    "count": "INTEGER",
+    "flag": "INTEGER",
+    "number": "REAL",
+    "time": "TEXT",
+    "date": "TEXT",
 }
+"""Kinds of columns and what SQLite stores: a flag is 0 or 1, a time ISO text in UTC, a date the shop's own day. Empty
+text is NULL, but in a key: there it is a value as others are (services that one carrier alone offers have no name)."""
 
-TABLES: dict[str, dict[str, str]] = {
-    "parcels": {
-        "parcel_id": TEXT,
-        "order_id": TEXT,
-        "decided_at": TEXT,
-        "week": TEXT,
-        "node": TEXT,
-        "shift": TEXT,
-        "carrier": TEXT,
-        "service": TEXT,
-        "region": TEXT,
-        "package_type": TEXT,
-        "late": INTEGER,
-        "failed_attempt": INTEGER,
-        "damaged": INTEGER,
-        "undelivered": INTEGER,
-        "expected_late": REAL,
-        "expected_failed_attempt": REAL,
-        "expected_damaged": REAL,
-        "expected_undelivered": REAL,
-        "leg": TEXT,
-        "whose": TEXT,
-        "missed_cutoff": INTEGER,
-        "label_grade": TEXT,
-        "documents_complete": INTEGER,
-        "address_quality": REAL,
-    },
-    "lines": {
-        "line_id": TEXT,
-        "parcel_id": TEXT,
-        "sku": TEXT,
-        "category": TEXT,
-        "decided_at": TEXT,
-        "returned": INTEGER,
-        "reason": TEXT,
-        "owner": TEXT,
-        "counted": INTEGER,
-        "aside": TEXT,
-        "expected": REAL,
-        "value": REAL,
-    },
-    "corridors": _CORRIDOR,
-    "carriers": {
-        **{c: kind for c, kind in _CORRIDOR.items() if c not in ("region", "chance_worst")},
-        "ours": INTEGER,
-        "theirs": INTEGER,
-        "untold": INTEGER,
-    },
-    "products": {
-        "sku": TEXT,
-        "category": TEXT,
-        "brand": TEXT,
-        "lines": INTEGER,
-        "returns": INTEGER,
-        "aside": INTEGER,
-        "observed": INTEGER,
-        "expected": REAL,
-        **_SAID,
-        "named": INTEGER,
-        "reason": TEXT,
-        "verdict": TEXT,
-        "why_not": TEXT,
-        "from": TEXT,
-        "worth": REAL,
-        "driver": TEXT,
-        "advice": TEXT,
-    },
-    "peers": {
-        "sku": TEXT,
-        "peer": TEXT,
-        "lines": INTEGER,
-        "returned": INTEGER,
-        "ratio": REAL,
-        "low": REAL,
-        "high": REAL,
-    },
-    "drivers": {
-        "sku": TEXT,
-        "term": TEXT,
-        "value": TEXT,
-        "peers_value": TEXT,
-        "share": REAL,
-        "advice": TEXT,
-    },
-    "changes": {
-        "sku": TEXT,
-        "changed_at": TEXT,
-        "what": TEXT,
-        "before_lines": INTEGER,
-        "before_ratio": REAL,
-        "before_low": REAL,
-        "before_high": REAL,
-        "after_lines": INTEGER,
-        "after_ratio": REAL,
-        "after_low": REAL,
-        "after_high": REAL,
-        "verdict": TEXT,
-        "judged_from": TEXT,
-    },
-    "readiness": {
-        "node": TEXT,
-        "shift": TEXT,
-        "measure": TEXT,
-        "parcels": INTEGER,
-        "observed": INTEGER,
-        "rate": REAL,
-        "low": REAL,
-        "high": REAL,
-        "elsewhere": REAL,
-        "verdict": TEXT,
-        "trend": REAL,
-    },
-    "packaging": {
-        "sku": TEXT,
-        "category": TEXT,
-        "package_type": TEXT,
-        "verdict": TEXT,
-        "parcels": INTEGER,
-        "damaged": INTEGER,
-        "expected": REAL,
-        "low": REAL,
-        "high": REAL,
-        "volume_use": REAL,
-        "worth": REAL,
-    },
-    "spikes": {
-        "kind": TEXT,
-        "key": TEXT,
-        "target": TEXT,
-        "began": TEXT,
-        "until": TEXT,
-        "observed": INTEGER,
-        "forecast": REAL,
-        "chance": REAL,
-        "false_alarms_per_year": REAL,
-    },
-    "reality": {
-        "team": TEXT,
-        "target": TEXT,
-        "period": TEXT,
-        "predicted": REAL,
-        "observed": REAL,
-        "low": REAL,
-        "high": REAL,
-        "verdict": TEXT,
-    },
-    "excess": {
-        "target": TEXT,
-        "source": TEXT,
-        "share": REAL,
-        "low": REAL,
-        "high": REAL,
-        "failures": REAL,
-    },
-    "readiness_weeks": {
-        "node": TEXT,
-        "target": TEXT,
-        "week": TEXT,
-        "parcels": INTEGER,
-        "observed": REAL,
-        "expected": REAL,
-    },
-    "corridor_weeks": {
-        "carrier": TEXT,
-        "service": TEXT,
-        "region": TEXT,
-        "target": TEXT,
-        "week": TEXT,
-        "parcels": INTEGER,
-        "observed": REAL,
-        "expected": REAL,
-    },
+
+@dataclass(frozen=True)
+class Spec:
+    """What a table of a diagnosis holds at least.
+
+    Attributes:
+        words: what a row is.
+        columns: names and kinds, one of `KINDS`.
+        index: columns that readers filter or count by, each tuple one index.
+    """
+
+    words: str
+    columns: Mapping[str, str]
+    index: tuple[tuple[str, ...], ...] = ()
+
+
+def _columns(**of_kind: str) -> dict[str, str]:
+    """Columns in the order written: kind_number="a b" gives a and b of that kind; what follows _ only keeps apart."""
+    return {name: kind.partition("_")[0] for kind, names in of_kind.items() for name in names.split()}
+
+
+_HELD = _columns(
+    count_1="parcels observed",
+    number_2="expected ratio low high chance_worse chance_worst excess",
+    text_3="verdict why",
+    count_4="others trial",
+    date_5="since",
+    number_6="standard",
+    text_7="meets",
+)
+_SPAN = _columns(number="ratio low high")
+
+PARCEL_TARGETS = ("late", "failed_attempt", "damaged", "undelivered")
+
+TABLES: dict[str, Spec] = {
+    "parcels": Spec(
+        "a parcel that can be judged for one target at least",
+        _columns(
+            text_1="parcel_id order_id",
+            time_2="decided_at",
+            date_3="week",
+            text_4="node shift carrier",
+            key_4="service",
+            text_5="service_given",
+            key_5="region",
+            text_6="package_type",
+            flag_6="late failed_attempt damaged undelivered",
+            number_7="expected_late expected_failed_attempt expected_damaged expected_undelivered",
+            text_8="leg whose",
+            number_8="hours_late",
+            flag_9="missed_cutoff",
+            text_10="label_grade",
+            flag_11="documents_complete",
+            number_12="address_quality",
+        ),
+        (
+            # What a page counts stands in the index whole, so that rows are read only to be shown.
+            ("parcel_id",),
+            ("carrier", "service", "region", "decided_at", "whose", *PARCEL_TARGETS),
+            ("node", "shift", "decided_at", "missed_cutoff", "label_grade", "documents_complete", *PARCEL_TARGETS),
+            ("late", "whose", "leg", "carrier", "service", "region", "node", "decided_at"),
+            *((t, "carrier", "service", "region", "node", "decided_at") for t in PARCEL_TARGETS[1:]),
+            ("package_type", "damaged"),
+            ("week",),
+        ),
+    ),
+    "lines": Spec(
+        "an order line that can be judged",
+        _columns(
+            text_1="line_id parcel_id sku category brand",
+            time_2="decided_at",
+            flag_3="returned",
+            text_4="reason owner",
+            flag_5="counted",
+            text_6="aside",
+            number_7="expected value",
+        ),
+        (
+            ("sku", "returned", "counted", "aside", "reason", "decided_at"),
+            ("returned", "counted", "aside", "reason", "decided_at"),
+            ("category", "returned"),
+            ("parcel_id",),
+        ),
+    ),
+    "corridors": Spec(
+        "a carrier's service into a region, for one target",
+        _columns(text="target carrier", key="service region") | _HELD,
+        (("target", "verdict"), ("carrier", "service", "region")),
+    ),
+    "carriers": Spec(
+        "a carrier's service, for one target",
+        _columns(text="target carrier", key="service") | _HELD | _columns(count="ours theirs untold"),
+        (("target", "verdict"),),
+    ),
+    "products": Spec(
+        "a product",
+        _columns(
+            text_1="sku category brand",
+            count_2="lines returns aside observed",
+            number_3="expected ratio low high chance_worse excess",
+            flag_4="named",
+            text_5="verdict reason why_not",
+            date_6="from",
+            number_7="worth",
+            text_8="driver advice arguments",
+        ),
+        (("sku",), ("named", "worth"), ("category",), ("verdict", "worth")),
+    ),
+    "peers": Spec(
+        "a product and a comparable one",
+        _columns(text="sku peer", count="lines returned") | _SPAN,
+        (("sku",),),
+    ),
+    "drivers": Spec(
+        "a product and a term of its listing",
+        _columns(text="sku term", number="value peers_value share", text_2="advice arguments"),
+        (("sku",),),
+    ),
+    "changes": Spec(
+        "a change of a product's listing, and what came back before and after",
+        _columns(
+            text_1="sku",
+            time_2="changed_at",
+            text_3="what",
+            count_4="before_lines before_returned",
+            number_5="before_ratio before_low before_high",
+            count_6="after_lines after_returned",
+            number_7="after_ratio after_low after_high",
+            text_8="verdict",
+            date_9="judged_from",
+        ),
+        (("sku",),),
+    ),
+    "readiness": Spec(
+        "a measure of a warehouse's shift",
+        _columns(
+            text_1="node shift measure",
+            count_2="parcels observed",
+            number_3="rate low high elsewhere",
+            text_4="verdict why",
+            number_5="trend",
+        ),
+        (("node", "shift"), ("measure", "verdict")),
+    ),
+    "packaging": Spec(
+        "a product or category in a package",
+        _columns(
+            text_1="sku category package_type verdict",
+            count_2="parcels damaged",
+            number_3="expected low high volume_use worth",
+            text_4="why",
+        ),
+        (("sku",), ("verdict", "worth")),
+    ),
+    "spikes": Spec(
+        "a series that departed from its forecast",
+        _columns(
+            text_1="kind key target",
+            date_2="began until",
+            count_3="observed",
+            number_4="forecast chance false_alarms",
+        ),
+        (("kind", "key"), ("began",)),
+    ),
+    "reality": Spec(
+        "a team and target in a month: predicted and observed",
+        _columns(
+            text_1="team target period",
+            count_2="units",
+            number_3="predicted",
+            count_4="observed",
+            number_5="low high",
+            text_6="verdict",
+        ),
+        (("team", "period"),),
+    ),
+    "excess": Spec(
+        "where a target's failures came from",
+        _columns(text="target source", number="share low high failures"),
+        (("target",),),
+    ),
+    "readiness_weeks": Spec(
+        "a node's week, for one target or measure",
+        _columns(text="node target", date="week", count="parcels", number="observed expected"),
+        (("node", "target", "week"),),
+    ),
+    "corridor_weeks": Spec(
+        "a corridor's week, for one target",
+        _columns(
+            text_1="carrier",
+            key="service region",
+            text_2="target",
+            date="week",
+            count="parcels",
+            number="observed expected",
+        ),
+        (("target", "carrier", "service", "region", "week"),),
+    ),
 }
-"""What a diagnosis holds at least: table -> column -> type. Text is an id, a word or a time in UTC, ISO 8601."""
-
-INDEXES: dict[str, tuple[str, ...]] = {
-    # Every way in which a page comes to rows; what it counts stands in the index, so that rows are read for show only.
-    "parcels_by_id": ("parcels", "parcel_id"),
-    "parcels_by_carrier": ("parcels", "carrier", "service", "region", "decided_at", "whose", *(
-        "late", "failed_attempt", "damaged", "undelivered")),
-    "parcels_by_late": ("parcels", "late", "whose", "leg", "carrier", "service", "region", "node", "week"),
-    "parcels_by_failed_attempt": ("parcels", "failed_attempt", "carrier", "service", "region", "node", "week"),
-    "parcels_by_damaged": ("parcels", "damaged", "carrier", "service", "region", "node", "package_type", "week"),
-    "parcels_by_undelivered": ("parcels", "undelivered", "carrier", "service", "region", "node", "week"),
-    "parcels_by_node": ("parcels", "node", "shift", "decided_at", "missed_cutoff", "label_grade", *(
-        "documents_complete", "late", "failed_attempt", "damaged", "undelivered")),
-    "parcels_by_package": ("parcels", "package_type", "damaged"),
-    "lines_by_sku": ("lines", "sku", "returned", "counted", "aside", "reason", "decided_at"),
-    "lines_by_returned": ("lines", "returned", "counted", "aside", "reason", "category"),
-    "lines_by_parcel": ("lines", "parcel_id"),
-    "corridors_by_carrier": ("corridors", "carrier", "service", "region"),
-    "corridors_by_verdict": ("corridors", "verdict", "target"),
-    "products_by_sku": ("products", "sku"),
-    "products_by_worth": ("products", "named", "worth"),
-    "products_by_verdict": ("products", "verdict", "worth"),
-    "products_by_category": ("products", "category", "verdict"),
-    "peers_by_sku": ("peers", "sku"),
-    "drivers_by_sku": ("drivers", "sku"),
-    "changes_by_sku": ("changes", "sku", "changed_at"),
-    "packaging_by_verdict": ("packaging", "verdict", "worth"),
-    "packaging_by_sku": ("packaging", "sku"),
-    "corridor_weeks_by_carrier": ("corridor_weeks", "carrier", "service", "region", "target", "week"),
-    "readiness_weeks_by_node": ("readiness_weeks", "node", "target", "week"),
-}  # fmt: skip
-"""Name -> table and its columns. `index` makes them."""
+"""Every table, its columns and what it is indexed by."""
 
 
 class DiagnosisError(ValueError):
@@ -276,17 +260,18 @@ class ReplacedError(RuntimeError):
     """The diagnosis was replaced while it was read: ask again."""
 
 
-def index(connection: sqlite3.Connection) -> None:
-    """Make the indexes that the pages need, on tables that hold their rows, and the statistics that choose among them.
+def create(connection: sqlite3.Connection, table: str) -> None:
+    """Make an empty table of a diagnosis."""
+    columns = ", ".join(f"{_quoted(c)} {KINDS[k]}" for c, k in TABLES[table].columns.items())
+    connection.execute(f"CREATE TABLE {_quoted(table)} ({columns})")
 
-    Args:
-        connection: to the database that is written; columns that a table lacks are left out of its indexes.
-    """
-    for name, (table, *columns) in INDEXES.items():
-        there = {row[1] for row in connection.execute(f"PRAGMA table_info({_quoted(table)})")}
-        found = ", ".join(_quoted(c) for c in columns if c in there)
-        if found:
-            connection.execute(f"CREATE INDEX {_quoted(name)} ON {_quoted(table)} ({found})")
+
+def index(connection: sqlite3.Connection) -> None:
+    """Make every index, on tables that hold their rows, and the statistics that choose among them."""
+    for name, table in TABLES.items():
+        for place, columns in enumerate(table.index):
+            named = ", ".join(map(_quoted, columns))
+            connection.execute(f"CREATE INDEX {_quoted(f'{name}_{place}')} ON {_quoted(name)} ({named})")
     connection.execute("PRAGMA analysis_limit = 1000")
     connection.execute("ANALYZE")
 
@@ -297,7 +282,7 @@ class Table:
 
     Attributes:
         name: its name.
-        columns: name -> type: TEXT, INTEGER or REAL.
+        columns: name -> kind, one of `KINDS`.
         rows: how many there are.
         why: why it is empty, in a sentence; "" if it is not, or if there is nothing to say.
     """
@@ -316,20 +301,19 @@ class Where:
         equal: column -> its value; None where it is absent.
         time: column of times for the next two.
         begin, end: the time is not before the first and before the second, ISO dates or times; None: no bound.
-        least: column -> the smallest value it may have.
     """
 
     equal: Mapping[str, Value] = field(default_factory=dict)
     time: str = "decided_at"
     begin: str | None = None
     end: str | None = None
-    least: Mapping[str, float] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.equal or self.begin or self.end or self.least)
+        return bool(self.equal or self.begin or self.end)
 
 
 ALL = Where()
+_KIND_OF = {"INTEGER": "count", "REAL": "number"}
 Row = dict[str, Value]
 
 
@@ -374,14 +358,16 @@ class Diagnosis:
         tables: dict[str, Table] = {}
         with found._connection() as connection:
             for name in TABLES:
+                least = TABLES[name].columns
                 columns = {r[1]: r[2] for r in connection.execute(f"PRAGMA table_info({_quoted(name)})")}
-                lacking = [c for c in TABLES[name] if c not in columns]
+                lacking = [c for c in least if c not in columns]
                 if columns and lacking:
                     raise DiagnosisError(f"{directory}: table {name} lacks {', '.join(lacking)}: {again}")
                 said = told.get(name, {})
                 rows = connection.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()[0] if columns else 0
                 why = said.get("why") or ""
-                tables[name] = Table(name, columns or TABLES[name], rows, why)
+                more = {c: _KIND_OF.get(sql.upper(), "text") for c, sql in columns.items() if c not in least}
+                tables[name] = Table(name, {**least, **more}, rows, why)
         found.tables = tables
         return found
 
@@ -518,9 +504,6 @@ class Diagnosis:
         for column, value in where.equal.items():
             terms.append(f"{_quoted(self._column(table, column))} {'IS NULL' if value is None else '= ?'}")
             values += [] if value is None else [value]
-        for column, least in where.least.items():
-            terms.append(f"{_quoted(self._column(table, column))} >= ?")
-            values.append(least)
         for bound, sign in ((where.begin, ">="), (where.end, "<")):
             if bound is not None:
                 terms.append(f"{_quoted(self._column(table, where.time))} {sign} ?")
@@ -593,7 +576,7 @@ def _quoted(name: str) -> str:
 
 def _typed(column: str, kind: str, text: str) -> Value:
     """A value given as text, in the type of its column. Raises QueryError."""
-    if kind.upper() not in (INTEGER, REAL):
+    if KINDS[kind] == "TEXT":
         if "\x00" in text:
             raise QueryError(column, "holds a character that no text has", text, "text")
         return text

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from serving.diagnosis import DATABASE, FORMAT, SUMMARY, TABLES, index
+from serving.diagnosis import DATABASE, FORMAT, SUMMARY, TABLES, create, index
 
 MARKUP = "<b>Fast</b> & \"Sons\" <script>alert('x')</script>"
 LONG = "Extraordinarily long product name " * 9  # 306 characters
@@ -186,7 +186,8 @@ def _products(lines: Rows) -> Rows:
                 "from": "2026-12-24" if early else None,
                 "worth": None if early else round(max(0.0, (said["excess"] or 0) * 38.5), 2),
                 "driver": "has_size_guide" if named else None,
-                "advice": json.dumps({"key": "add_size_guide", "category": mine[0]["category"]}) if named else None,
+                "advice": "add_size_guide" if named else None,
+                "arguments": json.dumps({"category": mine[0]["category"]}) if named else None,
             }
         )
     return sorted(out, key=lambda r: -(r["worth"] or 0))
@@ -274,11 +275,19 @@ def shop() -> dict[str, Rows]:
             for n, peer in enumerate(s for s in SKUS[6:12] if s != sku)
         ],
         "drivers": [
-            {"sku": sku, "term": term, "value": value, "peers_value": peers, "share": share, "advice": advice}
+            {
+                "sku": sku,
+                "term": term,
+                "value": value,
+                "peers_value": peers,
+                "share": share,
+                "advice": advice,
+                "arguments": arguments,
+            }
             for sku in named
-            for term, value, peers, share, advice in (
-                ("has_size_guide", "0", "1", 0.6, json.dumps({"key": "add_size_guide", "category": "shoes"})),
-                ("photo_count", "1", "5", 0.25, json.dumps({"key": "add_photos", "n": 5})),
+            for term, value, peers, share, advice, arguments in (
+                ("has_size_guide", 0.0, 1.0, 0.6, "add_size_guide", json.dumps({"category": "shoes"})),
+                ("photo_count", 1.0, 5.0, 0.25, "add_photos", json.dumps({"n": 5})),
             )
         ],
         "changes": [
@@ -287,10 +296,12 @@ def shop() -> dict[str, Rows]:
                 "changed_at": "2026-09-01T08:00:00Z",
                 "what": "size guide added",
                 "before_lines": 30,
+                "before_returned": 9,
                 "before_ratio": 3.1,
                 "before_low": 2.2,
                 "before_high": 4.1,
                 "after_lines": 28,
+                "after_returned": 3,
                 "after_ratio": 1.2,
                 "after_low": 0.7,
                 "after_high": 1.9,
@@ -302,6 +313,7 @@ def shop() -> dict[str, Rows]:
                 "changed_at": "2026-10-01T08:00:00Z",
                 "what": MARKUP,
                 "before_lines": 30,
+                "before_returned": 6,
                 "before_ratio": 2.1,
                 "before_low": 1.2,
                 "before_high": 3.1,
@@ -362,7 +374,7 @@ def shop() -> dict[str, Rows]:
                 "observed": 14,
                 "forecast": 5.2,
                 "chance": 0.0004,
-                "false_alarms_per_year": 1.0,
+                "false_alarms": 1.0,
             },
             {
                 "kind": "sku",
@@ -373,7 +385,7 @@ def shop() -> dict[str, Rows]:
                 "observed": 9,
                 "forecast": 2.0,
                 "chance": 0.0009,
-                "false_alarms_per_year": 1.0,
+                "false_alarms": 1.0,
             },
         ],
         "reality": [
@@ -429,10 +441,9 @@ def write(
     file = directory / DATABASE
     file.unlink(missing_ok=True)
     connection = sqlite3.connect(file)
-    for name, columns in TABLES.items():
-        connection.execute(
-            f'CREATE TABLE "{name}" ({", ".join(f"{chr(34)}{c}{chr(34)} {k}" for c, k in columns.items())})'
-        )
+    for name, table in TABLES.items():
+        columns = table.columns
+        create(connection, name)
         rows = tables.get(name, [])
         marks = ", ".join("?" * len(columns))
         assert all(set(row) <= set(columns) for row in rows), name
