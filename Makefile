@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo notebook test lint check serve bench bench-truth bench-maturity world-picture clean
+.PHONY: help install demo notebook test browser lint check serve bench bench-truth bench-maturity world-picture clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,10 +29,23 @@ demo: $(STAMP)  ## a simulated shop from raw tables to an explained risk over HT
 notebook: $(STAMP)  ## run the notebook for data scientists, from tables to promotion, into docs/notebooks/one-round.html
 	@$(BIN)/python docs/notebooks/run.py $(ARGS)
 
-test: lint  ## lint, types, import contract, then the tests: what CI runs
+test: lint browser  ## lint, types, import contract, then the tests: what CI runs
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 check: test  ## the same as test
+
+# The pages are walked in a real browser.
+browser:
+	@if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo 'setting up: chromium, for the tests of the pages (some 250 MB)'; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+		else \
+			echo 'There is no chromium: the tests of the pages need one and are left out.' >&2; \
+			echo '  Debian: apt-get install chromium    Ubuntu: snap install chromium    Fedora: dnf install chromium' >&2; \
+			[ -z "$$CI" ]; \
+		fi; \
+	fi
 
 lint: $(STAMP)  ## style, types and the import contract only
 	$(BIN)/ruff check --quiet .

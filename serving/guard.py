@@ -1,8 +1,9 @@
 """What stands between the network and the service: a small ASGI layer that only sound requests pass.
 
 It is outermost, so a refused request costs next to nothing: it reaches neither tracing nor BentoML's metrics, whose
-labels would otherwise grow with every invented path. Every error leaves as problem+json (RFC 9457), every answer with
-an `X-Request-ID`. A request that passes has been read and validated once; the result travels in the ASGI scope.
+labels would otherwise grow with every invented path. Every error leaves as problem+json (RFC 9457) or as a page, every
+answer with an `X-Request-ID`. A request that passes has been read and validated once; the result travels in the ASGI
+scope.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 SCOPE_KEY = "doorstep.request"
 """Where the scope holds what `accept` made of the body."""
 PROBLEM = b"application/problem+json"
+PAGE = b"text/html; charset=utf-8"
+"""An error that is a page of ours passes as it is."""
 MAX_BODY = 2_000_000
 """Bytes of a body, unless told otherwise."""
 DRAINED = 32_000_000
 """A refused body up to this long is read and thrown away, so that its sender gets to see the answer."""
 
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _SLUGS = {
     400: "invalid-request",
@@ -45,6 +49,8 @@ _SLUGS = {
     500: "internal-error",
     503: "overloaded",
 }
+
+_NO_STORE = (b"cache-control", b"no-store")
 
 logger = logging.getLogger("doorstep.guard")
 
@@ -90,6 +96,7 @@ class Guard:
         max_body: largest body in bytes.
         body_seconds: how long a body may take to arrive.
         max_in_flight: requests whose body has arrived, worked on at once; more get 503 and `Retry-After`.
+        prefix: what a proxy leaves before every path, such as /doorstep; paths without it are answered as well.
     """
 
     def __init__(
@@ -102,7 +109,13 @@ class Guard:
         max_body: int = MAX_BODY,
         body_seconds: float = 5.0,
         max_in_flight: int = 64,
+        prefix: str = "",
     ) -> None:
+        if prefix and not _PREFIX.fullmatch(prefix):
+            raise ValueError(
+                f"DOORSTEP_PREFIX is {prefix!r}; allowed: a path such as /doorstep, without a slash at its end"
+            )
+        self.prefix = prefix
         self.app = app
         self.endpoints = endpoints
         self.accept = accept
@@ -117,6 +130,9 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
+            if self.prefix and scope["path"].startswith(f"{self.prefix}/"):
+                scope["path"] = scope["path"].removeprefix(self.prefix)
+                scope["raw_path"] = scope["raw_path"].removeprefix(self.prefix.encode())
             await self._http(scope, receive, send)
         else:
             await send({"type": "websocket.close"})
@@ -130,6 +146,9 @@ class Guard:
         answer = _Answer(send, request_id)
         counted = False
         try:
+            if self.prefix and scope["path"] == self.prefix:  # links are relative: without the slash they would miss it
+                await answer.moved(f"{self.prefix}/")
+                return
             self._check_target(scope)
             if scope["method"] == "POST":
                 body = await self._body(headers, receive)
@@ -169,7 +188,7 @@ class Guard:
     def _check_target(self, scope: Scope) -> None:
         method = self.endpoints.get(scope["path"])
         if method is None:
-            known = ", ".join(f"{m} {p}" for p, m in self.endpoints.items())
+            known = ", ".join(f"{m} {p}" for p, m in self.endpoints.items() if not p.startswith("/static/"))
             raise Refused(404, f"There is nothing at {scope['path'][:100]}; there is {known}")
         allowed = ("GET", "HEAD") if method == "GET" else (method,)
         if scope["method"] not in allowed:
@@ -229,11 +248,7 @@ class _Answer:
 
     def __init__(self, send: Send, request_id: bytes) -> None:
         self._send = send
-        self._headers = [
-            (b"x-request-id", request_id),
-            (b"x-content-type-options", b"nosniff"),
-            (b"cache-control", b"no-store"),
-        ]
+        self._headers = [(b"x-request-id", request_id), (b"x-content-type-options", b"nosniff")]
         self._held: int | None = None
         self.status = 0
         self.started = False
@@ -241,11 +256,13 @@ class _Answer:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            if message["status"] >= 400 and (b"content-type", PROBLEM) not in message.get("headers", ()):
+            given = dict(message.get("headers", ()))
+            if message["status"] >= 400 and given.get(b"content-type") not in (PROBLEM, PAGE):
                 self._held = message["status"]
                 return
             self.started, self.status = True, message["status"]
-            message["headers"] = [*message.get("headers", ()), *self._headers]
+            kept = () if b"cache-control" in given else (_NO_STORE,)
+            message["headers"] = [*message.get("headers", ()), *self._headers, *kept]
         elif self._held is not None:
             return
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -269,10 +286,18 @@ class _Answer:
             (b"content-type", PROBLEM),
             (b"content-length", str(len(body)).encode()),
             *self._headers,
+            _NO_STORE,
             *refused.headers,
         ]
         await self._send({"type": "http.response.start", "status": refused.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
+
+    async def moved(self, to: str) -> None:
+        """Send the client elsewhere."""
+        self.started = self.complete = True
+        headers = [(b"location", to.encode()), (b"content-length", b"0"), *self._headers, _NO_STORE]
+        await self._send({"type": "http.response.start", "status": 308, "headers": headers})
+        await self._send({"type": "http.response.body", "body": b""})
 
 
 def _already_read(body: bytes, receive: Receive) -> Receive:

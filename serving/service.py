@@ -5,14 +5,14 @@ request takes them once, when it is validated, and keeps them to the end.
 
 Settings, all optional: `DOORSTEP_BUNDLE` and `DOORSTEP_SNAPSHOT` (a directory, or a store of published versions),
 `DOORSTEP_POLICY` (a file), `DOORSTEP_LEDGER` (the URL of a database: decisions, outcomes and overrides are recorded),
-`DOORSTEP_MAX_BODY` (bytes), `DOORSTEP_WORKERS` (processes).
+`DOORSTEP_MAX_BODY` (bytes), `DOORSTEP_WORKERS` (processes), `DOORSTEP_PREFIX` (what a proxy that does not strip it puts
+before every path), `DOORSTEP_LANGUAGE` (of the pages).
 """
 
 from __future__ import annotations
 
 import functools
 import gc
-import html
 import logging
 import os
 import threading
@@ -31,7 +31,7 @@ from _bentoml_sdk.service import Service
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from features.snapshot import Snapshot
@@ -40,6 +40,8 @@ from serving.bundle import Bundle
 from serving.guard import MAX_BODY, PROBLEM, SCOPE_KEY, App, Guard, Refused
 from serving.ledger.schemas import DOCS, PATHS
 from serving.ledger.schemas import read as read_report
+from serving.pages import Site, Sources, Status
+from serving.pages import routes as page_routes
 from serving.policy import Policy
 from serving.schemas import EXAMPLE, Answer, Rules, openapi
 from serving.score import decide, unknown_codes
@@ -56,7 +58,6 @@ ENDPOINTS: dict[str, str] = {
     "/v1/risk/batch": "POST",
     "/v1/outcomes": "POST",
     "/v1/overrides": "POST",
-    "/": "GET",
     "/docs.json": "GET",
     "/schema.json": "GET",
     "/livez": "GET",
@@ -64,7 +65,7 @@ ENDPOINTS: dict[str, str] = {
     "/readyz": "GET",
     "/metrics": "GET",
 }
-"""Everything the service answers."""
+"""Everything the service answers; the pages' paths are added below."""
 
 _RULES = Rules()
 
@@ -322,12 +323,14 @@ def _json(content: Any) -> Any:
     return Response(to_json(content), media_type="application/json")
 
 
-def _page(request: Request) -> Response:
-    rows = "".join(f"<li><code>{method} {html.escape(path)}</code></li>" for path, method in ENDPOINTS.items())
-    return HTMLResponse(
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Doorstep</title>"
-        "<h1>Doorstep</h1><p>The risk that a parcel fails at the door or comes back, why, and whose lever it is.</p>"
-        f"<ul>{rows}</ul><p>Fields, and a worked example of each: <a href='docs.json'>docs.json</a> (OpenAPI).</p>"
+def _status() -> Status:
+    """What is loaded, for the pages."""
+    loaded = live().loaded
+    return Status(
+        bundle=None if loaded.bundle is None else loaded.bundle.name,
+        as_of=None if loaded.snapshot is None else f"{loaded.snapshot.as_of}Z",
+        policy=None if loaded.policy is None else loaded.policy.digest,
+        ledger=live().recorder is not None,
     )
 
 
@@ -361,9 +364,12 @@ def _join(works: list[Work]) -> list[dict[str, Any]]:
 
 
 _together: Together[Work, dict[str, Any]] = Together(_join)
-_pages = Starlette(
+_site = Site(Sources(_status, ENDPOINTS), language=os.environ.get("DOORSTEP_LANGUAGE") or "en")
+_pages = page_routes(_site)
+ENDPOINTS |= {route.path: "GET" for route in _pages}
+_mounted = Starlette(
     routes=[
-        Route("/", _page),
+        *_pages,
         Route("/docs.json", _docs),
         *(Route(path, _report, methods=["POST"]) for path in PATHS),
     ]
@@ -404,10 +410,11 @@ class GuardedService(Service[Any]):
             accept=live().accept,
             on_refusal=lambda status: metrics().refuse(status),
             max_body=int(os.environ.get("DOORSTEP_MAX_BODY", MAX_BODY)),
+            prefix=os.environ.get("DOORSTEP_PREFIX", ""),
         )
 
 
-@bentoml.asgi_app(_pages)
+@bentoml.asgi_app(_mounted)
 @bentoml.service(
     service_class=GuardedService,
     workers=int(os.environ.get("DOORSTEP_WORKERS", "1")),

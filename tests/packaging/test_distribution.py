@@ -57,6 +57,10 @@ def test_the_wheel_holds_the_packages_with_their_types_and_nothing_else(built: P
     assert {PurePosixPath(name).parts[0] for name in own} == set(PACKAGES)
     assert f"{metadata}/licenses/LICENSE" in names
     assert "features/reason_codes.toml" in names
+    of_pages = {
+        p.relative_to(ROOT).as_posix() for p in (ROOT / "serving" / "pages").glob("[st]*/*") if p.suffix != ".py"
+    }
+    assert len(of_pages) > 5 and of_pages <= names
 
 
 def test_the_wheel_declares_the_command_and_keeps_training_out_of_the_base_install(built: Path) -> None:
@@ -81,4 +85,5 @@ def test_the_source_distribution_holds_no_tests_benchmarks_or_data(built: Path) 
     top = {name.parts[0] for name in names}
     assert not top & {"tests", "benchmarks", "demo", "docs", "mlflow", "runs", "deploy"}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "constraints.txt", "pyproject.toml"} <= top
-    assert {name.suffix for name in names} <= {"", ".py", ".typed", ".md", ".txt", ".toml", ".in", ".cfg"}
+    kinds = {"", ".py", ".typed", ".md", ".txt", ".toml", ".in", ".cfg"}
+    assert {name.suffix for name in names if name.parts[:2] != ("serving", "pages")} <= kinds

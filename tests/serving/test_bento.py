@@ -78,6 +78,8 @@ def test_it_holds_serving_and_features_and_nothing_else(bento: tuple[Path, dict[
     path, _ = bento
     there = {p.relative_to(path / "src") for p in (path / "src").rglob("*") if p.is_file()}
     ours = {p.relative_to(ROOT) for package in ("features", "serving") for p in (ROOT / package).rglob("*.py")}
+    of_pages = ("static", "templates", "texts")
+    ours |= {p.relative_to(ROOT) for part in of_pages for p in (ROOT / "serving" / "pages" / part).iterdir()}
     assert there - ours == {Path("bentofile.yaml"), Path("LICENSE"), Path("constraints.txt")}
     assert ours <= there
 

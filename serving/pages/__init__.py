@@ -1,0 +1,34 @@
+"""The pages: what people read in a browser, served by the same service at `/`.
+
+    site      what every page is made with: templates, texts, links, headers
+    texts     the catalogue: every word a page says, one file a language
+    charts    figures as SVG, drawn at the server
+    home      the overview
+    static/   one style sheet, small scripts of our own
+    texts/    the languages
+
+Pages are plain functions `(request) -> Response`, entered in `PAGES`; no page asks anything off the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serving.pages import home
+from serving.pages.site import Site, Sources, Status
+
+__all__ = ["PAGES", "Site", "Sources", "Status", "routes"]
+
+PAGES: dict[str, Callable[[Request], Response]] = {"/": home.page}
+"""Path -> page. Paths are fixed, and what a page is about stands in the query (`/listings/product?sku=A%2FB`): an id
+may hold a slash, and the metrics keep a series for each path."""
+
+
+def routes(site: Site) -> list[Route]:
+    """Every page and every file they need, for the application that serves them."""
+    pages = [Route(path, site.shown(page)) for path, page in PAGES.items()]
+    return [*pages, *(Route(path, site.file) for path in site.files)]

@@ -1,0 +1,175 @@
+"""What every page is made with: its template, its words, its links and its headers."""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from serving.pages.texts import Texts
+
+HERE = Path(__file__).parent
+
+NAVIGATION: tuple[tuple[str, str], ...] = (
+    ("overview", "/"),
+    ("pack", "/pack"),
+    ("listings", "/listings"),
+    ("carriers", "/carriers"),
+    ("warehouse", "/warehouse"),
+)
+"""The pages of the header: name in the catalogue, path."""
+
+HEADERS: dict[str, str] = {
+    # Nothing inline and nothing from elsewhere: a name with markup in it that got through could still do nothing.
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    "object-src 'none'",
+    "Referrer-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+}
+"""Headers of every page."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the service answers with now, in words for people; None: it has none."""
+
+    bundle: str | None = None
+    as_of: str | None = None
+    policy: str | None = None
+    ledger: bool = False
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where pages find what they show; asked anew for each page.
+
+    Attributes:
+        status: what is loaded.
+        endpoints: path -> method of everything that is answered.
+    """
+
+    status: Callable[[], Status] = Status
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _File:
+    content: bytes
+    digest: str
+    kind: str
+
+
+class Site:
+    """Templates, texts and files, read once.
+
+    Args:
+        sources: where pages find what they show.
+        language: a language of `texts/`, or the path of a catalogue of your own, see `Texts.load`.
+
+    Attributes:
+        files: URL path -> the static file there.
+
+    Raises:
+        serving.pages.texts.TextError: there is no such language, or it lacks texts.
+    """
+
+    def __init__(self, sources: Sources | None = None, language: str = "en") -> None:
+        self.sources = sources or Sources()
+        self.texts = Texts.load(language)
+        self.files = {f"/static/{p.name}": _read(p) for p in sorted((HERE / "static").iterdir()) if p.is_file()}
+        self._environment = Environment(
+            loader=FileSystemLoader(HERE / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            auto_reload=False,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.globals |= {"t": self.texts, "word": self.texts.word, "texts": self.texts}
+        self._environment.filters |= {
+            "number": self.texts.number,
+            "percent": self.texts.percent,
+            "day": self.texts.day,
+        }
+
+    def shown(self, page: Callable[[Request], Response]) -> Callable[[Request], Response]:
+        """A page as a route's endpoint: it finds its site in the request."""
+
+        def endpoint(request: Request) -> Response:
+            request.state.site = self
+            return page(request)
+
+        return endpoint
+
+    def render(self, request: Request, template: str, *, status: int = 200, **context: Any) -> Response:
+        """A page.
+
+        Args:
+            request: what was asked.
+            template: a file of `templates/`.
+            status: of the answer.
+            context: what the template names; all of it is shown as text, never read as markup.
+        """
+        depth = _depth(request)
+
+        def url(path: str, /, **query: Any) -> str:
+            return link(depth, path, query)
+
+        def static(name: str) -> str:
+            return link(depth, f"/static/{name}", {"v": self.files[f"/static/{name}"].digest})
+
+        paths = set(self.sources.endpoints)
+        navigation = [(name, path) for name, path in NAVIGATION if path in paths]
+        here = request.url.path
+        text = self._environment.get_template(template).render(
+            url=url, static=static, navigation=navigation, here=here, **context
+        )
+        return HTMLResponse(text, status, HEADERS)
+
+    def file(self, request: Request) -> Response:
+        """A static file. One that is asked for by the digest of its content never changes: browsers may keep it."""
+        found = self.files[request.scope["path"]]
+        etag = f'"{found.digest}"'
+        same = request.query_params.get("v") == found.digest
+        headers = {"Cache-Control": "public, max-age=31536000, immutable" if same else "no-cache", "ETag": etag}
+        if request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers=headers)
+        return Response(found.content, media_type=found.kind, headers=headers)
+
+
+def of(request: Request) -> Site:
+    """The site a page belongs to."""
+    site: Site = request.state.site
+    return site
+
+
+def link(depth: int, path: str, query: Mapping[str, Any]) -> str:
+    """The one way to make a link: relative to the page, so that it holds behind whatever prefix a proxy puts in front.
+
+    Args:
+        depth: how many folders deep the page is that holds it.
+        path: of the service, from its root.
+        query: what is asked of it; None is left out, a list stands several times.
+    """
+    given = {k: v for k, v in query.items() if v is not None}
+    asked = f"?{urlencode(given, doseq=True)}" if given else ""
+    up = "../" * depth or "./"
+    return f"{up}{quote(path.lstrip('/'))}{asked}"
+
+
+def _depth(request: Request) -> int:
+    return max(request.scope["path"].count("/") - 1, 0)
+
+
+def _read(path: Path) -> _File:
+    content = path.read_bytes()
+    kind = {".js": "text/javascript", ".svg": "image/svg+xml"}.get(path.suffix) or mimetypes.guess_type(path.name)[0]
+    return _File(content, hashlib.sha256(content).hexdigest()[:16], f"{kind or 'application/octet-stream'}")

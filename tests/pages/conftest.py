@@ -1,0 +1,84 @@
+"""A real browser before a real service. What the browser complains of, or asks of another machine, fails the test."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browsers import browser as started
+from browsers import executable
+from playwright.sync_api import Browser, BrowserContext, Page
+from services import Service, running
+
+
+@pytest.fixture(scope="module")  # while it runs, Playwright holds an event loop in this thread that others cannot use
+def browser() -> Iterator[Browser]:
+    """Chromium. Where there is none the test is skipped, but never where CI is set."""
+    if executable() is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no chromium: `make test` says how to get one")
+    with started() as chromium:
+        yield chromium
+
+
+@pytest.fixture(scope="session")
+def run_service(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`with run_service(DOORSTEP_BUNDLE=...) as service`."""
+    return lambda first="", **env: running(tmp_path_factory.mktemp("service"), first, **env)
+
+
+@pytest.fixture(scope="session")
+def bare(run_service: Callable[..., Any]) -> Iterator[Service]:
+    """A service with nothing loaded."""
+    with run_service() as service:
+        yield service
+
+
+@contextmanager
+def watched(browser: Browser, **options: Any) -> Iterator[Page]:
+    """A page of a context of its own; fails at the end on what it complained of or asked of another machine.
+
+    Attributes of the page:
+        expected: parts of console errors that the test means to provoke, such as "net::ERR_INTERNET_DISCONNECTED".
+    """
+    context: BrowserContext = browser.new_context(**{"locale": "en-GB", "timezone_id": "UTC", **options})
+    context.set_default_timeout(10_000)
+    faults: list[str] = []
+    elsewhere: list[str] = []
+    page = context.new_page()
+    page.expected = []  # type: ignore[attr-defined]
+    page.on("console", lambda m: faults.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    context.on(
+        "request",
+        lambda r: elsewhere.append(r.url) if urlsplit(r.url).hostname not in ("127.0.0.1", None) else None,
+    )
+    try:
+        yield page
+        left = [f for f in faults if not any(part in f for part in page.expected)]  # type: ignore[attr-defined]
+        assert left == [], "the browser's console has errors"
+        assert elsewhere == [], "asked of another machine"
+    finally:
+        context.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page at desktop size; see `watched`."""
+    with watched(browser, viewport={"width": 1280, "height": 900}) as page:
+        yield page
+
+
+@pytest.fixture(scope="session")
+def axe() -> Callable[[Page], None]:
+    """Fails on serious and critical faults of accessibility of what a page shows now."""
+
+    def check(page: Page) -> None:
+        found = Axe().run(page).response["violations"]
+        bad = [f for f in found if f["impact"] in ("serious", "critical")]
+        said = [f"{f['id']}: {f['help']}: {[n['html'] for n in f['nodes']]}" for f in bad]
+        assert said == []
+
+    return check
