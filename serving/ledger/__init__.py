@@ -222,7 +222,7 @@ class Recorder:
     def _arrived(self, decision_id: str) -> bool:
         """Whether a decision is in the journal of no worker of this machine; waits a little for it to be delivered."""
         until = time.monotonic() + WAIT_SECONDS
-        while any(json.loads(p)["body"]["decision_id"] == decision_id for p in undelivered(self.paths.journal)):
+        while decision_id in kept(self.paths.journal):
             if time.monotonic() >= until:
                 return False
             self._nudge()
@@ -333,6 +333,11 @@ class Recorder:
             self._thread.join(seconds)
         self.journal.close()
         self.database.close()
+
+
+def kept(folder: Path) -> set[str]:
+    """Ids of the decisions in the journals of a folder, whoever writes them; some may have been delivered already."""
+    return {json.loads(payload)["body"]["decision_id"] for payload in undelivered(folder)}
 
 
 def _payload(decision: Mapping[str, Any], at: str) -> bytes:

@@ -13,6 +13,7 @@ import pandas as pd
 from features.contracts import TABLES
 from features.files import write_frame
 from features.vocabulary import EVENT_KINDS
+from serving.ledger import kept
 from serving.ledger.reports import current, done
 from serving.ledger.schemas import DONE, RETURNED
 from serving.ledger.store import Database, Record
@@ -25,13 +26,15 @@ class Exported:
     Attributes:
         rows: rows by table.
         gone: records left out: their content was erased, or has passed its retention.
+        waiting: decisions left out: they still lie in the journals of this machine.
     """
 
     rows: Mapping[str, int]
     gone: int
+    waiting: int = 0
 
 
-def export(database: Database, out: Path) -> Exported:
+def export(database: Database, out: Path, journal: Path | None = None) -> Exported:
     """Write `decisions.parquet`, `events.parquet` and `returns.parquet`, in the columns of `features.contracts`.
 
     A fact's `known_at` is when it was reported. Reports that a later one corrects are left out. `done` is what was
@@ -40,14 +43,17 @@ def export(database: Database, out: Path) -> Exported:
     Args:
         database: of the ledger.
         out: folder for the files, made if it is not there. Each is written whole.
+        journal: folder of the journals; without it, what waits in them is not counted.
 
     Raises:
         LedgerError: the database does not answer, or a record in it is damaged.
     """
     decisions: list[Mapping[str, Any]] = []
     reports: list[Record] = []
-    gone = 0
+    gone, waiting = 0, set() if journal is None else kept(journal)  # looked at first: what is delivered meanwhile is in
     for record in database.records():
+        if record.kind == "decision":
+            waiting.discard(str(record.decision_id))
         if record.body is None:
             gone += 1
         elif record.kind == "decision":
@@ -72,7 +78,7 @@ def export(database: Database, out: Path) -> Exported:
             rows["events"].append({**own, **fact})
     for name, content in rows.items():
         write_frame(_frame(name, content), Path(out) / f"{name}.parquet")
-    return Exported({name: len(content) for name, content in rows.items()}, gone)
+    return Exported({name: len(content) for name, content in rows.items()}, gone, len(waiting))
 
 
 def _decision(decision: Mapping[str, Any], report: Record | None) -> dict[str, Any]:

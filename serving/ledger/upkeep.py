@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from serving.ledger import Paths
+from serving.ledger import Paths, Recorder, kept
 from serving.ledger.base import LedgerError, stamp
 from serving.ledger.seals import Heads, Secrets
 from serving.ledger.store import Change, Database
@@ -13,6 +13,25 @@ from serving.ledger.store import Change, Database
 def opened(url: str, paths: Paths) -> Database:
     """The database of a ledger, with its key file, which must be there. Raises LedgerError."""
     return Database(url, Secrets.load(paths.key))
+
+
+def take_over(url: str, paths: Paths) -> int:
+    """Deliver what workers that are dead left in the journals of this machine, as a service does when it starts.
+
+    Returns:
+        How many decisions were delivered. What workers that live hold is theirs to deliver.
+
+    Raises:
+        LedgerError: the database does not answer, or the key file is not there.
+    """
+    opened(url, paths).close()  # the key file is there; a recorder would make one
+    if not kept(paths.journal):
+        return 0
+    recorder = Recorder(url, paths)
+    try:
+        return recorder.deliver()
+    finally:
+        recorder.close()
 
 
 def erase(database: Database, paths: Paths, subject: tuple[str, str], now: datetime) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from serving.ledger import kept
 from serving.ledger.base import LedgerError, UnavailableError
 from serving.ledger.seals import Head, Heads, chained, decrypt, digest, genesis
 from serving.ledger.store import CONTENT, KEYS, RECORDS, VERSION, Database, owner, unavailable
@@ -48,6 +49,7 @@ class Verdict:
         heads: signed heads that were held against them.
         unsigned: records after the last signed head; nothing outside the database vouches for them yet.
         erased, expired: bodies that are gone by a recorded erasure, or retention.
+        waiting: decisions that still lie in the journals of this machine; they are not verified.
         findings: what is wrong, by record; at most `MOST`.
         count: how many things are wrong.
     """
@@ -57,6 +59,7 @@ class Verdict:
     unsigned: int
     erased: int
     expired: int
+    waiting: int
     findings: tuple[Finding, ...]
     count: int
 
@@ -66,19 +69,20 @@ class Verdict:
         return not self.count
 
 
-def verify(database: Database, heads: Path) -> Verdict:
+def verify(database: Database, heads: Path, journal: Path | None = None) -> Verdict:
     """Verify a ledger.
 
     Args:
         database: with the key file of the ledger. Not opened: a damaged one is looked at as it is.
         heads: the file of signed heads.
+        journal: folder of the journals; without it, what waits in them is not counted.
 
     Raises:
         LedgerError: there is no such file, or PostgreSQL does not answer. What is damaged is a finding.
     """
     if database.sqlite and not Path(str(database.url.database)).exists():
         raise LedgerError(f"{database.name}: there is no such file: name the ledger's database")
-    check = _Check(database, Heads(heads))
+    check = _Check(database, Heads(heads), set() if journal is None else kept(journal))
     try:
         return check.run()
     except (UnavailableError, UnicodeDecodeError) as error:  # SQLite quotes what it stumbles over, in any bytes
@@ -89,9 +93,10 @@ def verify(database: Database, heads: Path) -> Verdict:
 
 
 class _Check:
-    def __init__(self, database: Database, heads: Heads) -> None:
+    def __init__(self, database: Database, heads: Heads, waiting: set[str]) -> None:
         self.database = database
         self.heads = heads
+        self.waiting = {database.secrets.pseudonym("decision", name) for name in waiting}
         self.records = self.signatures = self.last = self.unsigned = self.erased = self.expired = 0
         self.found: list[Finding] = []
         self.count = 0
@@ -135,6 +140,7 @@ class _Check:
             elif row["prev"] != prev and row["prev"] != before:
                 self.add(at, f"record {at} is not chained to record {seq}")
             self._row(row)
+            self.waiting.discard(row["key"])
             if row["kind"] in ("erasure", "retention"):
                 gone.add(row, self.add)
             if row["body"] is None:
@@ -164,7 +170,7 @@ class _Check:
 
     def verdict(self) -> Verdict:
         """What was found so far."""
-        of = self.records, self.signatures, self.unsigned, self.erased, self.expired
+        of = self.records, self.signatures, self.unsigned, self.erased, self.expired, len(self.waiting)
         return Verdict(*of, tuple(self.found), self.count)
 
     # --- parts -----------------------------------------------------------------------------------------------------

@@ -854,6 +854,38 @@ def test_the_commands(told: Recorder, tmp_path: Path, database_url: str) -> None
     assert not (tmp_path / "nix.db").exists()
 
 
+def test_what_still_lies_in_a_journal_is_told_and_what_a_dead_worker_left_is_delivered(
+    told: Recorder, make: Callable[..., Recorder], tmp_path: Path, database_url: str
+) -> None:
+    files = ["--key", str(told.paths.key), "--heads", str(told.paths.heads), "--journal", str(told.paths.journal)]
+
+    def run(*arguments: str) -> Any:
+        done = CliRunner().invoke(main, ["ledger", *arguments, database_url, *files, "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.output)
+
+    living, dead = make(), make()
+    living.record([decision("living"), decision("d1", "C-1")])  # d1 is there already: its file was not emptied in time
+    dead.record([decision("left-1"), decision("left-2")])
+    dead.journal.close()
+    assert run("verify")["waiting"] == 3
+    said = CliRunner().invoke(main, ["ledger", "verify", database_url, *files])
+    assert f"not in it: 3 decisions that still lie in {told.paths.journal}" in said.output and said.exit_code == 0
+    out = tmp_path / "out"
+    written = run("export", "--out", str(out))
+    assert (written["rows"]["decisions"], written["delivered"], written["waiting"]) == (7, 2, 1)
+    assert "left-2" in set(pd.read_parquet(out / "decisions.parquet")["decision_id"])
+    assert (
+        "not in it: 1 decisions"
+        in CliRunner().invoke(main, ["ledger", "export", database_url, *files, "--out", str(out)]).output
+    )
+    living.deliver()
+    written = run("export", "--out", str(out))
+    assert (written["rows"]["decisions"], written["delivered"], written["waiting"]) == (8, 0, 0)
+    assert run("verify")["waiting"] == 0
+    sound(told)
+
+
 # ---- seals
 
 

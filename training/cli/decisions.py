@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +22,9 @@ from training.cli.voice import (
     voiced,
     zoned,
 )
+
+if TYPE_CHECKING:
+    from serving.ledger import Paths
 
 
 @click.command()
@@ -195,14 +199,37 @@ def ledger() -> None:
 
 
 def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the ledger's URL and where its files lie."""
-    for name, what in (("heads", "File of signed heads"), ("key", "Key file")):
-        command = click.option(
+    """Give a command the ledger's URL, and as `paths` where its files lie."""
+
+    @functools.wraps(command)
+    def with_paths(
+        *arguments: Any, url: str, key: str | None, heads: str | None, journal: str | None, **rest: Any
+    ) -> Any:
+        from serving.ledger import Paths
+
+        paths = Paths.of(url, key=key, heads=heads, journal=journal)
+        return command(*arguments, url=url, paths=paths, **rest)
+
+    given = with_paths
+    for name, what, variable in (
+        ("journal", "Folder of journals", "DOORSTEP_JOURNAL"),
+        ("heads", "File of signed heads", "DOORSTEP_LEDGER_HEADS"),
+        ("key", "Key file", "DOORSTEP_LEDGER_KEY"),
+    ):
+        given = click.option(
             f"--{name}",
             type=click.Path(),
-            help=f"{what}; default DOORSTEP_LEDGER_{name.upper()}, else beside the SQLite file or in ./ledger.",
-        )(command)
-    return click.argument("url", envvar="DOORSTEP_LEDGER", help="Where the ledger's database is.")(command)
+            help=f"{what}; default {variable}, else beside the SQLite file or in ./ledger.",
+        )(given)
+    return click.argument("url", envvar="DOORSTEP_LEDGER", help="Where the ledger's database is.")(given)
+
+
+def waiting(count: int, folder: Path) -> str:
+    """What is said of decisions that are not in the database yet."""
+    return (
+        f"not in it: {count:,} decisions that still lie in {folder}; the service delivers them, within seconds if it "
+        "runs and its database answers, else when it starts again"
+    )
 
 
 @ledger.command("verify")
@@ -210,17 +237,15 @@ def ledger_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @json_option
 @voiced
 @click.pass_context
-def ledger_verify(ctx: click.Context, voice: Voice, url: str, key: str, heads: str, as_json: bool) -> None:
+def ledger_verify(ctx: click.Context, voice: Voice, url: str, paths: Paths, as_json: bool) -> None:
     """Is the ledger what was written? Names the place of every change. Status 1 if there is one."""
     from dataclasses import asdict
 
-    from serving.ledger import Paths
     from serving.ledger.upkeep import opened
     from serving.ledger.verify import verify
 
-    paths = Paths.of(url, key=key, heads=heads)
     with closing(opened(url, paths)) as database:
-        found = verify(database, paths.heads)
+        found = verify(database, paths.heads, paths.journal)
     voice.close()
     if as_json:
         dump({"ok": found.ok, **asdict(found)})
@@ -234,6 +259,8 @@ def ledger_verify(ctx: click.Context, voice: Voice, url: str, key: str, heads: s
             f"{'sound' if found.ok else 'NOT sound'}: {found.records:,} records ({gone}), {found.heads:,} signed "
             f"heads, {found.unsigned:,} records after the last of them"
         )
+        if found.waiting:
+            click.echo(waiting(found.waiting, paths.journal))
     ctx.exit(0 if found.ok else 1)
 
 
@@ -242,21 +269,28 @@ def ledger_verify(ctx: click.Context, voice: Voice, url: str, key: str, heads: s
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the three files.")
 @json_option
 @voiced
-def ledger_export(voice: Voice, url: str, key: str, heads: str, out: Path, as_json: bool) -> None:
-    """Write decisions.parquet, and reported outcomes as events.parquet and returns.parquet, for a dataset."""
-    from serving.ledger import Paths
-    from serving.ledger.export import export
-    from serving.ledger.upkeep import opened
+def ledger_export(voice: Voice, url: str, paths: Paths, out: Path, as_json: bool) -> None:
+    """Write decisions.parquet, and reported outcomes as events.parquet and returns.parquet, for a dataset.
 
-    with closing(opened(url, Paths.of(url, key=key, heads=heads))) as database:
-        written = export(database, out)
+    What a service that is dead left in its journal is delivered first.
+    """
+    from serving.ledger.export import export
+    from serving.ledger.upkeep import opened, take_over
+
+    taken = take_over(url, paths)
+    with closing(opened(url, paths)) as database:
+        written = export(database, out, paths.journal)
     voice.close()
     if as_json:
-        dump({"rows": dict(written.rows), "gone": written.gone})
+        dump({"rows": dict(written.rows), "gone": written.gone, "delivered": taken, "waiting": written.waiting})
     else:
         click.echo(f"{out}: {', '.join(f'{n:,} {table}' for table, n in written.rows.items())}")
         if written.gone:
             click.echo(f"{written.gone:,} records are left out: their content is erased or past its retention")
+        if taken:
+            click.echo(f"{taken:,} decisions were delivered first: a service that is dead left them in {paths.journal}")
+        if written.waiting:
+            click.echo(waiting(written.waiting, paths.journal))
 
 
 @ledger.command("erase")
@@ -264,17 +298,15 @@ def ledger_export(voice: Voice, url: str, key: str, heads: str, out: Path, as_js
 @click.option("--customer", help="The customer_id to forget.")
 @click.option("--order", help="The order_id to forget, of an order that names no customer.")
 @voiced
-def ledger_erase(voice: Voice, url: str, key: str, heads: str, customer: str | None, order: str | None) -> None:
+def ledger_erase(voice: Voice, url: str, paths: Paths, customer: str | None, order: str | None) -> None:
     """Destroy a customer's key: what was recorded of them cannot be read again. The chain still verifies."""
     from datetime import UTC, datetime
 
-    from serving.ledger import Paths
     from serving.ledger.upkeep import erase, opened
 
     if (customer is None) == (order is None):
         raise click.UsageError("name one of --customer and --order")
     subject = ("customer", customer) if customer is not None else ("order", str(order))
-    paths = Paths.of(url, key=key, heads=heads)
     with closing(opened(url, paths)) as database:
         count = erase(database, paths, subject, datetime.now(UTC))
     voice.close()
@@ -285,14 +317,12 @@ def ledger_erase(voice: Voice, url: str, key: str, heads: str, customer: str | N
 @ledger_options
 @click.option("--days", type=click.IntRange(min=1), required=True, help="Keep what was recorded in the last N days.")
 @voiced
-def ledger_retain(voice: Voice, url: str, key: str, heads: str, days: int) -> None:
+def ledger_retain(voice: Voice, url: str, paths: Paths, days: int) -> None:
     """Empty what was recorded more than N days ago. The chain still verifies."""
     from datetime import UTC, datetime
 
-    from serving.ledger import Paths
     from serving.ledger.upkeep import opened, retain
 
-    paths = Paths.of(url, key=key, heads=heads)
     with closing(opened(url, paths)) as database:
         count = retain(database, paths, days, datetime.now(UTC))
     voice.close()
