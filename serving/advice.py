@@ -272,13 +272,15 @@ class Advisor:
             if option["why_not"] is None and not option["recommended"]:
                 option["why_not"] = "the parcel is left as it is, to measure" if held else "one action is enough"
         body["actions"] = listed
-        body["packages"] = [] if view is None else self._ladder(view, None if held else key)
+        # Of what is withheld the control arm sees nothing anywhere, so the ladder lacks its rung.
+        rungs = [] if view is None else self._ladder(view, key)
+        body["packages"] = [rung for rung in rungs if not (held and rung["recommended"])]
         named = None if key is None else policy.action(key)
         propensity = 1.0 if named is None else 1.0 - named.randomize
         body["advice"] = {
             "decision_id": decision_id,
             "action": None if held else key,
-            "text": self._said(listed, full, held),
+            "text": self._said(listed, full, held, body["violations"]),
             "arm": "none" if key is None else "control" if held else "act",
             "propensity": propensity,
             "owner": None if held or named is None else named.owner,
@@ -437,22 +439,26 @@ class Advisor:
         seen.sort(key=lambda x: -abs(x[2] - x[1]))
         return ", ".join(f"{WORDS[t]} {100 * b:.1f} % -> {100 * a:.1f} %" for t, b, a in seen[:2]) or "no risk moves"
 
-    def _said(self, listed: list[dict[str, Any]], full: list[int], held: bool) -> str:
-        """The advice in a sentence."""
+    def _said(self, listed: list[dict[str, Any]], full: list[int], held: bool, violations: list[dict[str, Any]]) -> str:
+        """The advice in words. A broken rule is to be mended whatever that is worth: nothing to do would be a lie."""
+        rules = dict.fromkeys(violation["rule"] for violation in violations)
+        first = f"A packing rule is broken, mend that first ({'; '.join(rules)}). " if rules else ""
+        nothing = "Beyond that nothing" if rules else "Nothing"
         for option in listed:
             if option["recommended"]:
                 return str(option["text"])
         if held:
-            return "Nothing to do."
+            return f"{first}{nothing} to do."
         if self.options is None:
-            return "No advice: no model answers."
+            return f"{first}No advice: no model answers."
         if full:
             used = [option["text"] for option in listed if option["action"] in {self._key(k) for k in full}]
-            return f"Nothing to do, the day's capacity is used up. It would have been worth it: {used[0]}."
+            over = "the day's capacity is used up. It would have been worth it"
+            return f"{first}{nothing} to do, {over}: {used[0]}."
         if listed:
             doubt = "" if listed[0]["net_benefit"] <= 0 else f", but {listed[0]['why_not']}"
-            return f"Nothing worth doing. The best would be: {listed[0]['text']}{doubt}."
-        return "Nothing worth doing."
+            return f"{first}{nothing} worth doing. The best would be: {listed[0]['text']}{doubt}."
+        return f"{first}{nothing} worth doing."
 
 
 def _any(p: Array) -> Array:

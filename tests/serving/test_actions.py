@@ -448,7 +448,8 @@ def test_actions_are_ranked_and_at_most_one_is_recommended(shop: Shop) -> None:
         else:
             assert not done
             assert body["advice"]["action"] is None
-            assert body["advice"]["text"].startswith("Nothing worth doing.")
+            first = "A packing rule is broken, mend that first" if body["violations"] else "Nothing worth doing."
+            assert body["advice"]["text"].startswith(first)
             assert decision["net_benefit"] is None
         assert all(o["why_not"] for o in body["actions"] if not o["recommended"])
         assert sum(rung["current"] for rung in body["packages"]) == 1
@@ -637,7 +638,7 @@ def test_a_parcel_of_the_control_arm_is_shown_nothing_to_do(shop: Shop) -> None:
     sure, random = shop.policy(), shop.policy(change)
     plain, _ = decide(shop.bundle, shop.snapshot, sure, shop.requests)
     bodies, decisions = decide(shop.bundle, shop.snapshot, random, shop.requests)
-    seen = set()
+    seen, kinds = set(), set()
     for before, body, decision in zip(plain, bodies, decisions, strict=True):
         action = before["advice"]["action"]
         assert decision["action"] == action
@@ -654,11 +655,16 @@ def test_a_parcel_of_the_control_arm_is_shown_nothing_to_do(shop: Shop) -> None:
             assert not any(o["recommended"] for o in body["actions"])
             assert action not in {o["action"] for o in body["actions"]}
             assert not any(rung["recommended"] for rung in body["packages"])
+            # What it is not to get it is shown nowhere, whatever field is read.
+            assert json.dumps(action.partition(":")[2] or action) not in json.dumps(body | {"advice": None})
+            kinds.add(action.partition(":")[0])
             assert all(o["why_not"] != "one action is enough" for o in body["actions"])
             assert action not in body["advice"]["text"]
         else:
             assert body["advice"]["action"] == action
+            assert [rung["package"] for rung in body["packages"]] == [*random.packages]
     assert seen == {"act", "control", "none"}
+    assert "package" in kinds
 
 
 def test_what_a_day_has_no_room_for_is_not_recommended(shop: Shop) -> None:
@@ -739,7 +745,11 @@ def test_rules_are_kept_or_broken_in_words(shop: Shop) -> None:
         assert decision["degraded"] == body["degraded"] == (bundle is None or snapshot is None)
         if body["degraded"]:
             assert (body["actions"], body["packages"], decision["arm"]) == ([], [], "none")
-            assert body["advice"]["text"] == "No advice: no model answers."
+            said = body["advice"]["text"]
+            assert said.endswith(
+                "(fragile goods in protection 2 or better; labels that scan; documents for abroad). "
+                "No advice: no model answers."
+            )
 
     request["parcel"] |= {"protection_level": 2.0, "label_grade": "C", "documents_complete": True}
     [body], _ = decide(shop.bundle, shop.snapshot, shop.policy(), [request])
@@ -749,6 +759,36 @@ def test_rules_are_kept_or_broken_in_words(shop: Shop) -> None:
     [body], _ = decide(shop.bundle, shop.snapshot, shop.policy(), [request])
     assert body["violations"] == []  # what is not known is missing, not broken
     assert {"parcels.label_grade", "parcels.documents_complete"} <= {*body["handoff"]["missing"]}
+
+
+def test_words_do_not_say_there_is_nothing_to_do_where_a_rule_is_broken(shop: Shop) -> None:
+    """Whatever the reason that nothing is recommended: not worth it, withheld, no room, no model."""
+    rule = {"rule": "no bags", "require": [{"field": "package_type", "is": "none of these"}]}
+
+    def change(document: dict[str, Any]) -> None:
+        document |= {"specification": [rule], "least_benefit": 1e6}
+
+    def withheld_(document: dict[str, Any]) -> None:
+        document["specification"] = [rule]
+        for action in document["actions"].values():
+            action["randomize"] = 0.9
+
+    def full(document: dict[str, Any]) -> None:
+        document["specification"] = [rule]
+        for action in document["actions"].values():
+            action["capacity_per_day"] = 0
+
+    for changed, bundle, goes_on in (
+        (change, shop.bundle, "Beyond that nothing worth doing."),
+        (withheld_, shop.bundle, "Beyond that nothing to do."),
+        (full, shop.bundle, "Beyond that nothing to do, the day's capacity"),
+        (change, None, "No advice: no model answers."),
+    ):
+        bodies, _ = decide(bundle, shop.snapshot, shop.policy(changed), shop.requests, Capacity())
+        said = [b["advice"]["text"] for b in bodies if b["advice"]["action"] is None]
+        assert all(x.startswith("A packing rule is broken, mend that first (no bags). ") for x in said)
+        assert any(goes_on in x for x in said), (goes_on, said[:2])
+        assert not any("Nothing" in x for x in said)
 
 
 def test_the_handoff_is_complete_or_says_what_is_missing(shop: Shop) -> None:
