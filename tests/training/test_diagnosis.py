@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 
 from features import Dataset
-from features.files import ArtefactError
 from features.settings import Settings
 from features.snapshot import Facts
-from training.cli import main
 from training.diagnosis.corridors import corridors, since, trial
-from training.diagnosis.diagnose import Diagnosis, write
 from training.diagnosis.expected import Cases
 from training.diagnosis.legs import LEGS, legs
 from training.diagnosis.products import named
@@ -58,7 +51,7 @@ def shop(bad: float = 1.0, slack: float = 0.0, alone: bool = False, seed: int = 
 
 
 def test_the_bad_corridor_is_found_and_dated_and_nothing_else_is():
-    table = corridors(shop(bad=3.0), WORDS)
+    table = corridors(shop(bad=3.0), WORDS)[0]
     worse = table[table["verdict"] == "worse"]
     assert worse[["carrier", "region"]].to_numpy().tolist() == [["b", "r0"]]
     assert worse["ratio"].item() == pytest.approx(2.0, rel=0.2)  # 3 times in half of the year
@@ -68,7 +61,7 @@ def test_the_bad_corridor_is_found_and_dated_and_nothing_else_is():
 
 
 def test_where_nothing_is_wrong_nothing_is_found():
-    tables = [corridors(shop(seed=seed, n=15_000), WORDS) for seed in range(3)]
+    tables = [corridors(shop(seed=seed, n=15_000), WORDS)[0] for seed in range(3)]
     assert not any((t["verdict"] == "worse").any() for t in tables)
 
 
@@ -76,14 +69,14 @@ def test_bad_handoffs_are_not_held_against_the_carrier_that_gets_them():
     told = shop(slack=1.0)
     crude = pd.Series(told.label).groupby(told.carrier).mean()
     assert crude[2] > 1.5 * crude[0]
-    table = corridors(told, WORDS)
+    table = corridors(told, WORDS)[0]
     assert not (table["verdict"] == "worse").any()
     of_c = table[table["carrier"] == "c"]
     assert of_c["observed"].sum() == pytest.approx(of_c["expected"].sum(), rel=0.1)
 
 
 def test_a_carrier_alone_in_a_region_is_not_judged_there_and_told_what_would_tell():
-    table = corridors(shop(alone=True), WORDS).set_index(["carrier", "region"])
+    table = corridors(shop(alone=True), WORDS)[0].set_index(["carrier", "region"])
     own = table.loc[("b", "r5")]
     assert own["verdict"] == "cannot tell" and np.isnan(own["ratio"])
     assert own["why"].startswith("one carrier only: b alone goes there")
@@ -189,37 +182,3 @@ def test_each_late_parcel_lost_its_time_on_one_leg():
     found = legs(facts, labels(facts, "late"), facts.snapshot.as_of).set_index("parcel_id")
     assert found["leg"].to_dict() == {i: i for i in ids}
     assert found["whose"].to_dict() == LEGS
-
-
-def test_a_shop_is_diagnosed_by_one_command_and_its_tables_add_up(world_dataset: Path, tmp_path: Path):
-    out = tmp_path / "diagnosis"
-    done = CliRunner().invoke(main, ["diagnose", str(world_dataset), "--out", str(out)])
-    assert done.exit_code == 0, done.output
-    said = json.loads((out / "diagnosis.json").read_text())
-    late, corridor, product = (pd.read_csv(out / f"{n}.csv") for n in ("legs", "corridors", "products"))
-    assert said["simulated"] and "SIMULATED" in done.stdout
-    assert sum(said["late"]["whose"].values()) == said["late"]["parcels"] == len(late)
-    assert (product["observed"] + product["aside"] == product["returns"]).all()
-    assert said["products"]["returns"] == product["returns"].sum()
-    for target, told in said["corridors"].items():
-        own = corridor[corridor["target"] == target]
-        assert (own["parcels"].sum(), own["observed"].sum()) == (told["parcels"], told["failures"])
-    assert set(corridor["verdict"]) <= {"worse", "as expected", "cannot tell"}
-    told = corridor.dropna(subset=["ratio"])
-    assert ((told["low"] <= told["ratio"]) & (told["ratio"] <= told["high"])).all()
-    again = CliRunner().invoke(main, ["diagnose", str(world_dataset), "--out", str(tmp_path / "again")])
-    assert again.stdout == done.stdout
-    for name in ("legs", "corridors", "products"):
-        assert (out / f"{name}.csv").read_bytes() == (tmp_path / "again" / f"{name}.csv").read_bytes()
-
-
-def test_what_cannot_be_done_is_said_before_anything_is_lost(world_dataset: Path, tmp_path: Path):
-    late = CliRunner().invoke(
-        main, ["diagnose", str(world_dataset), "--out", str(tmp_path / "x"), "--since", "2030-01-01"]
-    )
-    assert late.exit_code == 2 and "nothing was decided in between" in late.stderr
-    assert not (tmp_path / "x").exists()
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ArtefactError, match="holds no diagnosis: name another folder"):
-        write(Diagnosis({}, {}), tmp_path)
-    assert (tmp_path / "mine.txt").read_text() == "mine"

@@ -21,7 +21,7 @@ from training.cli.voice import (
 @dataset_argument
 @click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
 @click.option("--since", metavar="DATE", help="Only what was decided from then on [default: everything].")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the tables, as CSV.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the tables and their summary.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @json_option
 @voiced
@@ -33,15 +33,16 @@ def diagnose(
     Corridors are held against what other carriers would have done with the same parcels, products against comparable
     ones; only outcomes old enough to judge count, and what cannot be told apart is said to be so.
     """
+    from training.diagnosis.artefact import DATABASE, write
     from training.diagnosis.diagnose import diagnose as run
-    from training.diagnosis.diagnose import text, write
+    from training.diagnosis.diagnose import text
 
     data = opened(dataset, voice)
     found = run(data, as_of=zoned(as_of, data), since=since, seed=seed, progress=voice.progress)
-    write(found, out)
+    write(found.tables, found.document, out)
     voice.close()
     if as_json:
         dump(found.document)
     else:
         click.echo(text(found))
-    voice.next(f"the tables are in {out}")
+    voice.next(f"the tables are in {out / DATABASE}")

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.arrays import DAY, Array, absent
-from features.snapshot import Facts
-from training.diagnosis.expected import Cases, kept, levels, others, text, weeks
+from features.arrays import DAY, Array
+from training.diagnosis.expected import Cases, kept, levels, others
+from training.diagnosis.parcels import Parcels, week_number
 from training.diagnosis.shrink import DRAWS, ratios, summary, worst_first
-from training.labels import Labels
 from training.models import cores
 from training.pipeline import Matrices, cut
 
@@ -54,62 +53,47 @@ COLUMNS = (
 )
 
 
-def cases(
-    facts: Facts, units: Labels, matrices: Matrices, as_of: np.datetime64, since: np.datetime64 | None
-) -> tuple[Cases, dict[str, Array]]:
-    """The parcels of a target that can be judged and have a carrier, and the words behind the codes."""
-    label, mature = units.known(as_of)
-    rows = facts.rows.parcels
-    carrier = rows["parcels", "carrier"][units.row]
-    take = mature & ~absent(carrier) & (units.decided_at < as_of)
-    if since is not None:
-        take &= units.decided_at >= since
-    at = np.flatnonzero(take)
-    row = units.row[at]
-    region = rows["orders", "destination_region"][row]
-    country = rows["orders", "destination_country"][row]
-    region = np.where(absent(region), text(country), region)
-    service = text(rows["parcels", "service"][row])
-    # A service with one carrier's name on it says who carried; others have nothing to hold against it.
-    pairs = pd.DataFrame({"service": service, "carrier": carrier[at]}).drop_duplicates()
-    shared = pairs.groupby("service").size() > 1
-    service = np.where(shared.reindex(service).to_numpy(bool), service, "")
-    node = rows["parcels", "node"][row]
-    payment = rows["orders", "payment_method"][row]
+def cases(target: str, parcels: Parcels, failed: Array, matrices: Matrices) -> tuple[Cases, dict[str, Array], Array]:
+    """The parcels of a target that can be judged and have a carrier.
+
+    Args:
+        target: name of the target.
+        parcels: the parcels.
+        failed: (n,) from `training.diagnosis.parcels.judged`.
+        matrices: from `training.pipeline.matrices_of`.
+
+    Returns:
+        The cases, the words behind their codes, and (m,) which of the parcels they are.
+    """
+    at = np.flatnonzero(~np.isnan(failed) & (parcels.places["carrier"] != ""))
     words: dict[str, Array] = {}
     codes: dict[str, Array] = {}
-    for name, column in (
-        ("carrier", carrier[at]),
-        ("service", service),
-        ("region", region),
-        ("node", text(node)),
-        ("payment", text(payment)),
-    ):
-        codes[name], words[name] = pd.factorize(column.astype(str), sort=True)
+    for name in ("carrier", "service", "region", "node", "payment"):
+        codes[name], words[name] = pd.factorize(parcels.places[name][at].astype(str), sort=True)
     features = matrices["parcel"][0]
     chosen = features.only(kept(features))
     coded = ["region", "service", "node", "payment"]
+    decided = parcels.decided_at[at]
     matrix = np.column_stack(
         [
-            cut(matrices, chosen, row),
+            cut(matrices, chosen, parcels.row[at]),
             *(codes[c].astype(np.float32) for c in coded),
-            weeks(units.decided_at[at]).astype(np.float32),
+            week_number(decided).astype(np.float32),
         ]
     )
-    group = pd.factorize(units.group[at])[0]
     found = Cases(
-        units.target,
-        label[at],
+        target,
+        failed[at].astype(np.int8),
         matrix,
         [*chosen.names, *coded, "week"],
         coded,
         codes["carrier"],
         codes["service"],
         codes["region"],
-        units.decided_at[at],
-        group,
+        decided,
+        pd.factorize(parcels.order_id[at])[0],
     )
-    return found, words
+    return found, words, at
 
 
 def corridors(
@@ -119,7 +103,7 @@ def corridors(
     seed: int = 0,
     confidence: float = 0.9,
     say: Callable[[str], Any] = lambda _: None,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, Array]:
     """The corridors of one target.
 
     Args:
@@ -133,7 +117,8 @@ def corridors(
         chance_worse (that the ratio is above `shrink.WORSE`), chance_worst (that it is the worst of all that can be
         told), excess (observed events beyond the expected, shrunk), verdict (worse, as expected, cannot tell), why,
         others (parcels of other carriers in the same service and region), trial (parcels that others would have to take
-        to tell), since (the Monday from which it has been worse, NaT if that cannot be said).
+        to tell), since (the Monday from which it has been worse, NaT if that cannot be said). And (n,) the chance that
+        others would have had with each parcel, NaN where nobody can say.
     """
     services, n = len(words["service"]), len(found)
     place = found.region * services + found.service
@@ -142,6 +127,7 @@ def corridors(
     rows: list[dict[str, Any]] = []
     doubts: list[Array] = []
     weekly: list[tuple[Array, Array, Array]] = []
+    expected = np.full(n, np.nan)
     total = np.bincount(place, minlength=places)
     for k, carrier in enumerate(words["carrier"]):
         own, rest = np.flatnonzero(found.carrier == k), np.flatnonzero(found.carrier != k)
@@ -157,6 +143,9 @@ def corridors(
             mine = own[place[own] == p]
             theirs = int(total[p] - len(mine))
             e = chance[place[own] == p] * level[p]
+            alone = not known or theirs < max(1.0, ALONE * total[p])
+            if not alone:
+                expected[mine] = e
             rows.append(
                 {
                     "target": found.target,
@@ -167,14 +156,14 @@ def corridors(
                     "observed": int(found.label[mine].sum()),
                     "expected": float(e.sum()) if known else np.nan,
                     "others": theirs,
-                    "alone": not known or theirs < max(1.0, ALONE * total[p]),
+                    "alone": alone,
                 }
             )
             doubts.append(draws[:, p] / level[p])
             weekly.append((found.decided_at[mine], found.label[mine], e))
     out = pd.DataFrame(rows)
     if not len(out):
-        return pd.DataFrame(columns=list(COLUMNS))
+        return pd.DataFrame(columns=list(COLUMNS)), expected
     told = ~out["alone"].to_numpy(bool) & (out["expected"].to_numpy(float) > 0)
     for name in ("ratio", "low", "high", "chance_worse", "chance_worst", "excess"):
         out[name] = np.nan
@@ -198,7 +187,7 @@ def corridors(
             out.loc[at, "since"] = since(*weekly[at])
     out["since"] = pd.to_datetime(out["since"])
     assert out["parcels"].sum() == n
-    return worst_first(out)[list(COLUMNS)]
+    return worst_first(out)[list(COLUMNS)], expected
 
 
 def _verdict(row: pd.Series[Any], told: bool) -> tuple[str, str]:
@@ -243,7 +232,7 @@ def since(decided: Array, label: Array, chance: Array) -> pd.Timestamp | None:
     Returns:
         The most likely step of a Poisson rate, None where no step is `DATED` better than none.
     """
-    week = weeks(decided - 4 * DAY)  # weeks of the epoch begin on Thursdays
+    week = week_number(decided - 4 * DAY)  # weeks of the epoch begin on Thursdays
     number, place = np.unique(week, return_inverse=True)
     o, e = np.bincount(place, weights=label), np.bincount(place, weights=chance)
 

@@ -1,28 +1,29 @@
-"""Diagnosis of a dataset as tables in a folder: corridors, the legs of late parcels, products."""
+"""Diagnosis of a dataset: every table of `training.diagnosis.artefact`, and a summary."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from features.arrays import Array
 from features.dataset import Dataset
-from features.files import ArtefactError
 from features.snapshot import Facts, on_clock
 from training.check import require
-from training.diagnosis.corridors import COLUMNS, cases, corridors
+from training.diagnosis.artefact import FORMAT, TABLES
+from training.diagnosis.corridors import cases, corridors
 from training.diagnosis.legs import LEGS, legs
-from training.diagnosis.products import products
+from training.diagnosis.parcels import TARGETS, Parcels, judged, parcels_of
+from training.diagnosis.parcels import table as parcel_table
+from training.diagnosis.products import products, set_aside
 from training.labels import labels
-from training.pipeline import matrices_of, moment_in
+from training.pipeline import Matrices, matrices_of, moment_in
 
-PARCELS = ("late", "failed_attempt", "damaged", "undelivered")
-SUMMARY = "diagnosis.json"
+CONFIDENCE = 0.9
+"""Of every interval."""
 
 LEAST = 30
 """Failures, of parcels that can be judged and have a carrier, from which corridors are compared."""
@@ -33,8 +34,8 @@ class Diagnosis:
     """What was found.
 
     Attributes:
-        tables: by name: `corridors`, `legs` (a row per late parcel), `products`.
-        document: the summary, plain data.
+        tables: by name, those of `training.diagnosis.artefact.TABLES` that have rows or could have.
+        document: the summary, plain data: `diagnosis.json`.
     """
 
     tables: Mapping[str, pd.DataFrame]
@@ -72,19 +73,73 @@ def diagnose(
         raise ValueError(
             f"since {start}Z with the data as of {end}Z: nothing was decided in between; give an earlier date"
         )
-    units = {name: labels(facts, name) for name in (*PARCELS, "returned")}
+    units = {name: labels(facts, name) for name in (*TARGETS, "returned")}
     matrices = matrices_of(facts, units, progress)
+    settings = dataset.settings
     document: dict[str, Any] = {
-        "dataset": dataset.settings.name,
+        "format": FORMAT,
+        "dataset": settings.name,
         "fingerprint": dataset.fingerprint,
-        "simulated": dataset.settings.simulated,
+        "simulated": settings.simulated,
         "as_of": f"{end}Z",
         "since": None if start is None else f"{start}Z",
-        "corridors": {},
+        "currency": settings.currency,
+        "timezone": settings.timezone,
+        "confidence": CONFIDENCE,
     }
+    made: dict[str, pd.DataFrame] = {}
+    why: dict[str, str] = {}
+    parcels = parcels_of(facts, units["late"], end, start)
+    failed = {target: judged(parcels, units[target], end) for target in TARGETS}
+    document["corridors"], expected = _corridors(parcels, failed, matrices, seed, progress, made, why)
+    late = legs(facts, units["late"], end, start)
+    made["parcels"] = parcel_table(facts, parcels, failed, expected, late, end)
+    why["parcels"] = "no parcel is old enough to judge"
+    counts = late["leg"].value_counts()
+    document["late"] = {
+        "parcels": len(late),
+        "legs": {leg: int(counts.get(leg, 0)) for leg in LEGS},
+        "whose": {w: int((late["whose"] == w).sum()) for w in ("ours", "carrier", "cannot tell")},
+    }
+    lines = set_aside(facts, units["returned"], end, start)
+    document["products"] = {"why": "no order line is old enough to judge"}
+    why["lines"] = why["products"] = document["products"]["why"]
+    if len(lines):
+        made["products"], lines["expected"] = products(lines, matrices, seed=seed, say=progress)
+        found = made["products"]
+        document["products"] = {
+            "products": len(found),
+            "returns": int(found["returns"].sum()),
+            "aside": int(found["aside"].sum()),
+            "named": int(found["named"].sum()),
+            "why": "" if "ratio" in found else found["why_not"].iloc[0],
+        }
+    made["lines"] = lines.drop(columns="row")
+    document["tables"] = {
+        name: {
+            "rows": len(made.get(name, ())),
+            "why": "" if len(made.get(name, ())) else why.get(name, "this table is not made yet"),
+        }
+        for name in TABLES
+    }
+    return Diagnosis(made, document)
+
+
+def _corridors(
+    parcels: Parcels,
+    failed: Mapping[str, Array],
+    matrices: Matrices,
+    seed: int,
+    say: Callable[[str], Any],
+    made: dict[str, pd.DataFrame],
+    why: dict[str, str],
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The corridors of every target: a summary, and what others would have had with each parcel."""
     found: list[pd.DataFrame] = []
-    for target in PARCELS:
-        told, words = cases(facts, units[target], matrices, end, start)
+    document: dict[str, Any] = {}
+    expected = {target: np.full(len(parcels), np.nan) for target in TARGETS}
+    for target in TARGETS:
+        told, words, at = cases(target, parcels, failed[target], matrices)
         failures = int(told.label.sum())
         said: dict[str, Any] = {"parcels": len(told), "failures": failures, "why": ""}
         if not len(told):
@@ -94,52 +149,14 @@ def diagnose(
         elif min(failures, len(told) - failures) < LEAST:
             said["why"] = f"{failures} of {len(told):,} parcels failed: at least {LEAST} of either are needed"
         else:
-            table = corridors(told, words, seed=seed, say=progress)
+            table, expected[target][at] = corridors(told, words, seed=seed, confidence=CONFIDENCE, say=say)
             found.append(table)
             said["verdicts"] = {str(k): int(v) for k, v in table["verdict"].value_counts().sort_index().items()}
-        document["corridors"][target] = said
-    late = legs(facts, units["late"], end, start)
-    counts = late["leg"].value_counts()
-    document["late"] = {
-        "parcels": len(late),
-        "legs": {leg: int(counts.get(leg, 0)) for leg in LEGS},
-        "whose": {w: int((late["whose"] == w).sum()) for w in ("ours", "carrier", "cannot tell")},
-    }
-    every: dict[str, pd.DataFrame] = {
-        "corridors": pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(COLUMNS)),
-        "legs": late,
-    }
-    if units["returned"].known(end)[0].sum() >= LEAST:
-        every["products"] = products(facts, units["returned"], matrices, end, since=start, seed=seed, say=progress)
-        named = every["products"]
-        document["products"] = {
-            "products": len(named),
-            "returns": int(named["returns"].sum()),
-            "aside": int(named["aside"].sum()),
-            "named": int(named["named"].sum()),
-            "why": "",
-        }
-    else:
-        document["products"] = {"why": f"fewer than {LEAST} returns can be judged"}
-    return Diagnosis(every, document)
-
-
-def write(found: Diagnosis, out: Path) -> None:
-    """Write the tables as CSV and the summary as JSON, whole or not at all; an earlier diagnosis there is replaced.
-
-    Raises:
-        features.files.ArtefactError: the folder holds something else.
-    """
-    if out.exists() and any(out.iterdir()) and not (out / SUMMARY).is_file():
-        raise ArtefactError(f"{out}: is there already and holds no diagnosis: name another folder")
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, table in found.tables.items():
-        table.to_csv(part / f"{name}.csv", index=False, date_format="%Y-%m-%dT%H:%M:%S", float_format="%.6g")
-    (part / SUMMARY).write_text(json.dumps(found.document, indent=2, allow_nan=False) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    part.rename(out)
+        document[target] = said
+    if found:
+        made["corridors"] = pd.concat(found, ignore_index=True)
+    why["corridors"] = "; ".join(sorted({d["why"] for d in document.values()} - {""}))
+    return document, expected
 
 
 def text(found: Diagnosis, most: int = 5) -> str:
@@ -151,7 +168,7 @@ def text(found: Diagnosis, most: int = 5) -> str:
         share = ", ".join(f"{100 * n / late['parcels']:.0f} % {w}" for w, n in late["whose"].items())
         lines += ["", f"Late parcels: {late['parcels']:,}, of these {share}"]
         lines += [f"  {leg}: {n:,}" for leg, n in late["legs"].items() if n]
-    corridor = found.tables["corridors"]
+    corridor = found.tables.get("corridors", pd.DataFrame())
     for target, said in d["corridors"].items():
         if said["why"]:
             lines += ["", f"{target}: carriers cannot be compared: {said['why']}"]

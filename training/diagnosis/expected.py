@@ -16,7 +16,7 @@ import lightgbm
 import numpy as np
 import pandas as pd
 
-from features.arrays import DAY, Array, absent
+from features.arrays import Array
 from features.matrix import FeatureSet
 from training.diagnosis.shrink import DRAWS, ratios
 
@@ -138,13 +138,3 @@ def levels(label: Array, chance: Array, group: Array, groups: int, rng: np.rando
     draws = ratios(observed, expected, rng)
     assert draws.shape == (DRAWS, groups)
     return draws.mean(axis=0), draws
-
-
-def weeks(decided: Array) -> Array:
-    """Number of the week of each moment, (n,) int64."""
-    return np.asarray(decided.astype("datetime64[us]").astype(np.int64) // (7 * DAY.astype(np.int64)))
-
-
-def text(values: Array) -> Array:
-    """A column of text with nothing where it is missing, (n,) object."""
-    return np.where(absent(values), "", values).astype(object)

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.arrays import Array, absent
+from features.arrays import Array, match, take
 from features.reasons import NOT_STATED
 from features.snapshot import Facts
-from training.diagnosis.expected import held_out, text, weeks
+from training.diagnosis.expected import held_out
+from training.diagnosis.parcels import text, week_number
 from training.diagnosis.shrink import ratios, summary, worst_first
 from training.labels import Labels
 from training.models import cores
@@ -32,58 +33,93 @@ from training.pipeline import Matrices, cut
 FALSE = 0.05
 """Share of the products named that may be no worse. Half of what is promised (a tenth), as expectations err too."""
 
+LEAST = 30
+"""Lines that came back for the listings' own reasons, and lines that did not, from which products are compared."""
+
+OWNER = "listing"
+
 FOLDS = 3
 
 PEERS = ("product_weight", "product_length", "has_variants", "fragility")
 """What is read of a product besides category and price: what it is, not what its page says."""
 
 
-def set_aside(facts: Facts, units: Labels, as_of: np.datetime64) -> pd.DataFrame:
-    """Every line that can be judged, whether it came back, and for whose reason.
+def set_aside(facts: Facts, units: Labels, as_of: np.datetime64, since: np.datetime64 | None = None) -> pd.DataFrame:
+    """Every line that can be judged, whether it came back, and whether that counts against its listing.
+
+    Args:
+        facts: the dataset, joined.
+        units: the labels of `returned`.
+        as_of: only what was known before is used, and only lines that could be judged by then.
+        since: only lines decided from then on.
 
     Returns:
-        A row per mature line: at (position in the labels), row (of `facts.rows.lines`), returned, reason (an
-        inspection's where there was one, else the customer's; None if none is stated) and owner (None likewise).
+        A row per mature line: row (of `facts.rows.lines`), line_id, parcel_id, sku, category, brand, decided_at,
+        returned, reason (an inspection's where there was one, else the customer's; None if none is stated), owner (None
+        likewise), counted, aside (whose it is or "no reason stated", for what came back and is not counted), and value
+        (refunded, or the line's own).
     """
     label, mature = units.known(as_of)
-    at = np.flatnonzero(mature & (units.decided_at < as_of))
-    said = told(facts, as_of)
+    keep = mature & (units.decided_at < as_of)
+    if since is not None:
+        keep &= units.decided_at >= since
+    at = np.flatnonzero(keep)
+    said, level = told(facts, as_of), facts.rows.lines
     row = units.row[at]
     reason = np.where(said.inspected[row] != NOT_STATED, said.inspected[row], said.stated[row])
     returned = label[at] == 1
     reason = np.where(returned, reason, NOT_STATED)
     names = np.array([*said.reasons, None], dtype=object)  # NOT_STATED is -1, the last place
     owners = np.array([*said.reasons.values(), None], dtype=object)
+    counted = owners[reason] == OWNER
+    whose = np.where(reason == NOT_STATED, "no reason stated", owners[reason])
+    parcel = facts.rows.line_parcel[row]
+    price, pieces, off = (level["order_lines", c][row] for c in ("unit_price", "quantity", "discount"))
+    worth = price * np.where(np.isnan(pieces), 1.0, pieces) - np.nan_to_num(off)
+    refunded = _refunded(facts, row)
     return pd.DataFrame(
         {
-            "at": at,
             "row": row,
+            "line_id": units.unit_id[at],
+            "parcel_id": take(facts.rows.parcel_id, parcel, None),
+            "sku": text(level["order_lines", "sku"][row]),
+            **{c: text(level["listings", c][row]) for c in ("category", "brand")},
+            "decided_at": units.decided_at[at],
             "returned": returned,
             "reason": names[reason],
             "owner": owners[reason],
+            "counted": counted,
+            "aside": take(whose, np.where(returned & ~counted, np.arange(len(at)), -1), None),
+            "value": np.where(returned & ~np.isnan(refunded), refunded, worth),
         }
     )
 
 
+def _refunded(facts: Facts, row: Array) -> Array:
+    """What was refunded for each line (row of `facts.rows.lines`), (n,); NaN where that is not known."""
+    returns = facts.tables.get("returns", {})
+    if "refund_value" not in returns:
+        return np.full(len(row), np.nan)
+    known = ~np.isnan(returns["refund_value"])
+    line = match(returns["line_id"][known], facts.rows.line_id)
+    paid = np.bincount(line[line >= 0], returns["refund_value"][known][line >= 0], facts.rows.lines.n)
+    there = np.bincount(line[line >= 0], minlength=facts.rows.lines.n) > 0
+    return np.asarray(np.where(there, paid, np.nan)[row])
+
+
 def products(
-    facts: Facts,
-    units: Labels,
+    lines: pd.DataFrame,
     matrices: Matrices,
-    as_of: np.datetime64,
     *,
-    since: np.datetime64 | None = None,
     seed: int = 0,
     confidence: float = 0.9,
     say: Callable[[str], Any] = lambda _: None,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, Array]:
     """Every product, against comparable ones.
 
     Args:
-        facts: the dataset, joined.
-        units: the labels of `returned`.
+        lines: from `set_aside`, one at least.
         matrices: from `training.pipeline.matrices_of`.
-        as_of: only what was known before is used, and only lines that could be judged by then.
-        since: only lines decided from then on.
         seed: of the draws.
         confidence: of the intervals.
         say: told what is being done.
@@ -92,40 +128,35 @@ def products(
         A row per product, the worst first: sku, category, brand, lines, returns (of any reason), aside (of reasons that
         are not the listing's, or not stated), observed and expected (returns of the listing's reasons), ratio with low
         and high, chance_worse, excess (returns beyond the expected, shrunk), named (bool), reason (the one with the
-        largest excess), and verdict: worse, as expected, cannot tell.
+        largest excess), verdict: worse, as expected, cannot tell, and why_not (why it is not said to be worse). And
+        (n,) the chance of a counted return of each line among comparable products, NaN where nobody can say.
     """
-    lines = set_aside(facts, units, as_of)
-    if since is not None:
-        lines = lines[units.decided_at[lines["at"]] >= since]
-    level, row = facts.rows.lines, lines["row"].to_numpy()
-    sku = level["order_lines", "sku"][row]
-    keep = ~absent(sku)
-    lines, row, sku = lines[keep], row[keep], sku[keep]
     say(f"what {len(lines):,} lines of comparable products have come back for")
-    code, skus = pd.factorize(sku, sort=True)
-    category, brand = (text(level["listings", c][row]) for c in ("category", "brand"))
-    of_category, categories = pd.factorize(category, sort=True)
-    every = matrices["line"][0]
-    chosen = every.only([(f.team in ("customer", "order")) or f.name in PEERS for f in every.features])
-    matrix = np.column_stack(
-        [
-            cut(matrices, chosen, row),
-            of_category.astype(np.float32),
-            weeks(units.decided_at[lines["at"]]).astype(np.float32),
-        ]
-    )
-    own = (lines["owner"] == "listing").to_numpy()
-    # Whole products are held out: none is compared with itself.
-    fold = (pd.util.hash_array(skus.astype(object), categorize=False) % FOLDS).astype(np.int64)[code]
-    chance, _ = held_out(matrix, own.astype(np.int8), fold, [matrix.shape[1] - 2], seed, cores())
+    code, skus = pd.factorize(lines["sku"], sort=True)
+    of_category, categories = pd.factorize(lines["category"], sort=True)
+    own = lines["counted"].to_numpy(bool)
     n = len(skus)
     first = np.full(n, -1)
     first[code[::-1]] = np.arange(len(code))[::-1]
+    chance = np.full(len(lines), np.nan)
+    if min(own.sum(), (~own).sum()) >= LEAST:
+        every = matrices["line"][0]
+        chosen = every.only([(f.team in ("customer", "order")) or f.name in PEERS for f in every.features])
+        matrix = np.column_stack(
+            [
+                cut(matrices, chosen, lines["row"].to_numpy()),
+                of_category.astype(np.float32),
+                week_number(lines["decided_at"].to_numpy()).astype(np.float32),
+            ]
+        )
+        # Whole products are held out: none is compared with itself.
+        fold = (pd.util.hash_array(skus.to_numpy(object), categorize=False) % FOLDS).astype(np.int64)[code]
+        chance, _ = held_out(matrix, own.astype(np.int8), fold, [matrix.shape[1] - 2], seed, cores())
     out = pd.DataFrame(
         {
-            "sku": skus,
-            "category": category[first],
-            "brand": brand[first],
+            "sku": skus.to_numpy(object),
+            "category": lines["category"].to_numpy()[first],
+            "brand": lines["brand"].to_numpy()[first],
             "lines": np.bincount(code, minlength=n),
             "returns": np.bincount(code, weights=lines["returned"], minlength=n).astype(np.int64),
             "observed": np.bincount(code, weights=own, minlength=n).astype(np.int64),
@@ -134,7 +165,8 @@ def products(
     )
     out["aside"] = out["returns"] - out["observed"]
     if np.isnan(chance).any():
-        return out.assign(verdict="cannot tell", named=False)
+        why = f"{own.sum():,} returns of the listings' own reasons in all: {LEAST} are needed to compare products"
+        return out.assign(verdict="cannot tell", named=False, why_not=why), np.full(len(lines), np.nan)
     family = pd.factorize(pd.Series(out["brand"] + "\0" + out["category"]))[0]
     draws = ratios(out["observed"].to_numpy(), out["expected"].to_numpy(), np.random.default_rng(seed), family)
     out = out.join(summary(draws, out["expected"].to_numpy(), confidence))
@@ -143,7 +175,8 @@ def products(
         [out["named"], out["chance_worse"] <= 1 - confidence], ["worse", "as expected"], "cannot tell"
     )
     out["reason"] = _reasons(lines, own, code, chance, of_category, len(categories), n)
-    return worst_first(out)
+    out["why_not"] = np.where(out["verdict"] == "cannot tell", "too early to say", "")
+    return worst_first(out), chance
 
 
 def named(chance: Array, false: float = FALSE) -> Array:

@@ -1,0 +1,121 @@
+"""The artefact of a diagnosis: one command, one database, every table there, and sums that add up."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from features.files import ArtefactError
+from training.cli import main
+from training.diagnosis.artefact import DATABASE, FORMAT, SUMMARY, TABLES, rows, write
+
+
+def read(folder: Path) -> dict[str, pd.DataFrame]:
+    """Every table of a diagnosis, as any reader would have it."""
+    db = sqlite3.connect(f"file:{folder / DATABASE}?mode=ro&immutable=1", uri=True)
+    try:
+        return {name: pd.read_sql_query(f'SELECT * FROM "{name}"', db) for name in TABLES}
+    finally:
+        db.close()
+
+
+@pytest.fixture(scope="module")
+def diagnosed(world_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with the diagnosis of the small world, and what the command said."""
+    out = tmp_path_factory.mktemp("diagnosed") / "diagnosis"
+    done = CliRunner().invoke(main, ["diagnose", str(world_dataset), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    return out, done.stdout
+
+
+def test_every_table_is_there_and_an_empty_one_says_why(diagnosed: tuple[Path, str]):
+    said, tables = json.loads((diagnosed[0] / SUMMARY).read_text()), read(diagnosed[0])
+    assert said["format"] == FORMAT and said["simulated"] and "SIMULATED" in diagnosed[1]
+    assert list(said["tables"]) == list(TABLES)
+    for name, table in tables.items():
+        assert list(table.columns) == list(TABLES[name].columns)
+        assert said["tables"][name]["rows"] == len(table)
+        assert bool(said["tables"][name]["why"]) == (not len(table)), name
+
+
+def test_sums_add_up(diagnosed: tuple[Path, str]):
+    said, t = json.loads((diagnosed[0] / SUMMARY).read_text()), read(diagnosed[0])
+    parcels, lines, products = t["parcels"], t["lines"], t["products"]
+    late = parcels[parcels["late"] == 1]
+    assert late["whose"].notna().all() and parcels["whose"].notna().sum() == len(late)
+    assert late["whose"].value_counts().to_dict() == {k: v for k, v in said["late"]["whose"].items() if v}
+    came_back = lines[lines["returned"] == 1]
+    assert ((came_back["counted"] == 1) ^ came_back["aside"].notna()).all()
+    assert not lines.loc[lines["returned"] == 0, ["counted"]].to_numpy().any()
+    assert (products["observed"] + products["aside"] == products["returns"]).all()
+    assert (products["returns"].sum(), products["observed"].sum()) == (len(came_back), came_back["counted"].sum())
+    assert products["expected"].sum() == pytest.approx(lines["expected"].sum())
+    for target, told in said["corridors"].items():
+        own = t["corridors"][t["corridors"]["target"] == target]
+        assert (own["parcels"].sum(), own["observed"].sum()) == (told["parcels"], told["failures"])
+        for _, row in own.head(20).iterrows():  # every number is a link to the rows it is made of
+            same = (parcels[["carrier", "service", "region"]] == row[["carrier", "service", "region"]]).all(axis=1)
+            behind = parcels[same & parcels[target].notna()]
+            assert (len(behind), behind[target].sum()) == (row["parcels"], row["observed"])
+            if row["others"]:
+                assert behind[f"expected_{target}"].sum() == pytest.approx(row["expected"], nan_ok=True)
+
+
+def test_verdicts_are_three_and_intervals_hold_their_ratio(diagnosed: tuple[Path, str]):
+    corridors = read(diagnosed[0])["corridors"]
+    assert set(corridors["verdict"]) <= {"worse", "as expected", "cannot tell"}
+    told = corridors.dropna(subset=["ratio"])
+    assert ((told["low"] <= told["ratio"]) & (told["ratio"] <= told["high"])).all()
+    assert (corridors["why"].notna() & (corridors["why"] != "")).all()
+
+
+def test_the_same_data_give_the_same_tables(diagnosed: tuple[Path, str], world_dataset: Path, tmp_path: Path):
+    again = CliRunner().invoke(main, ["diagnose", str(world_dataset), "--out", str(tmp_path / "again")])
+    assert again.stdout == diagnosed[1]
+    for name in (DATABASE, SUMMARY):
+        assert (diagnosed[0] / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_lost(world_dataset: Path, tmp_path: Path):
+    late = CliRunner().invoke(
+        main, ["diagnose", str(world_dataset), "--out", str(tmp_path / "x"), "--since", "2030-01-01"]
+    )
+    assert late.exit_code == 2 and "nothing was decided in between" in late.stderr
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ArtefactError, match="holds no diagnosis: name another folder"):
+        write({}, {}, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_values_are_stored_as_the_contract_says(tmp_path: Path):
+    frame = pd.DataFrame(
+        {
+            "sku": ["a", ""],
+            "changed_at": [pd.Timestamp("2026-03-02T01:02:03"), pd.NaT],
+            "before_lines": [3.0, float("nan")],
+            "before_ratio": [float("inf"), 1.5],
+            "judged_from": [pd.Timestamp("2026-04-01"), pd.NaT],
+        }
+    )
+    first, second = rows("changes", frame)
+    names = list(TABLES["changes"].columns)
+    assert dict(zip(names, first, strict=True)) == dict.fromkeys(names) | {
+        "sku": "a",
+        "changed_at": "2026-03-02T01:02:03Z",
+        "before_lines": 3,
+        "judged_from": "2026-04-01",
+    }
+    assert dict(zip(names, second, strict=True)) == dict.fromkeys(names) | {"before_ratio": 1.5}
+    with pytest.raises(KeyError, match="no column wrong"):
+        list(rows("changes", pd.DataFrame({"wrong": [1]})))
+    write({}, {"n": 1}, tmp_path / "d")
+    write({"changes": frame}, {"n": 2}, tmp_path / "d")
+    assert [p.name for p in sorted((tmp_path / "d").iterdir())] == [SUMMARY, DATABASE]
+    assert len(read(tmp_path / "d")["changes"]) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
