@@ -294,6 +294,7 @@ class Advisor:
             "parcel_id": parcel_id,
             "order_id": request["order"].get("order_id"),
             "customer_id": request["order"].get("customer_id"),
+            "lines": [line["line_id"] for line in request.get("lines", ())],
             "inputs": fingerprint(request),
             "bundle": body["bundle"],
             "as_of": body["as_of"],

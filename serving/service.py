@@ -58,6 +58,7 @@ ENDPOINTS: dict[str, str] = {
     "/v1/risk/batch": "POST",
     "/v1/outcomes": "POST",
     "/v1/overrides": "POST",
+    "/v1/withdrawals": "POST",
     "/docs.json": "GET",
     "/schema.json": "GET",
     "/livez": "GET",

@@ -1,13 +1,14 @@
 """Records what people and systems report about a decision: what became of the parcel, what was done and why.
 
-A report is refused, not recorded, where it contradicts what was reported before. What was reported by mistake is
-replaced by a report that names it in `corrects`; the chain keeps both, and an export reads the later one.
+A report is refused, not recorded, where it contradicts what was reported before, or cannot be about its decision. What
+was reported by mistake is replaced by a report that names it in `corrects`, or taken back by a withdrawal that names it
+in `withdraws`; the chain keeps all of them, and an export reads what counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Any
 
@@ -31,6 +32,9 @@ CONTRADICTIONS: frozenset[frozenset[str]] = frozenset(
 )
 """Kinds that cannot both be true of one parcel: a refused parcel may come back to the sender, all else ends once."""
 ONCE = frozenset((*ENDS, "handed_over"))
+EARLIEST, LATEST = timedelta(days=-1), timedelta(days=731)
+"""What is reported happens within these of the decision: clocks and zones differ, and a parcel may be packed earlier
+than was said; nothing comes of it after two years."""
 
 
 def report(change: Change, path: str, content: Mapping[str, Any], now: datetime) -> dict[str, Any]:
@@ -60,18 +64,22 @@ def report(change: Change, path: str, content: Mapping[str, Any], now: datetime)
         raise LookupError(content["decision_id"])
     if decision.body is None:
         raise Refused(410, f"What decision {content['decision_id']} said was erased, or has passed its retention.")
+    _plausible(fields, content, decision.body)
     parcel_id = decision.body["parcel_id"]
     earlier = current(change.reports(parcel_id))
+    if "withdraws" in content and content["withdraws"] not in {r.body["key"] for r in earlier if r.body is not None}:
+        raise _conflict(fields, "withdraws", content, "the key of a report about this parcel that still counts")
     if "corrects" in content:
         wrong = [r for r in earlier if r.body is not None and r.body["key"] == content["corrects"]]
         mine = kind == "override" or content["kind"] == DONE
         if not wrong or done(wrong[0]) != mine:
             what = "what was done about" if mine else "what became of"
-            raise _conflict(
-                fields, "corrects", content, f"the key of a report of {what} this parcel, not corrected yet"
-            )
+            raise _conflict(fields, "corrects", content, f"the key of a report of {what} this parcel that still counts")
         earlier.remove(wrong[0])
-    (_outcome if kind == "outcome" else _override)(fields, content, earlier)
+    if kind == "outcome":
+        _outcome(fields, content, earlier)
+    elif kind == "override":
+        _override(fields, content, earlier)
     entry = Entry(
         kind,
         name,
@@ -96,10 +104,10 @@ def subject(decision: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def current(records: Iterable[Record]) -> list[Record]:
-    """Reports that can be read and that no later one corrects."""
+    """Outcomes and overrides that count: they can be read, and no later report corrects or withdraws them."""
     readable = [(r, r.body) for r in records if r.body is not None]
-    gone = {body["corrects"] for _, body in readable if "corrects" in body}
-    return [r for r, body in readable if body["key"] not in gone]
+    gone = {body[name] for _, body in readable for name in ("corrects", "withdraws") if name in body}
+    return [r for r, body in readable if body["key"] not in gone and r.kind != "withdrawal"]
 
 
 def done(record: Record) -> bool:
@@ -110,9 +118,13 @@ def done(record: Record) -> bool:
 def _same(kind: str, fields: Fields, content: Mapping[str, Any], known: Record) -> None:
     """Raises Refused unless what is recorded under the key is this."""
     if known.kind != kind:
-        raise Refused(409, f"key {content['key']!r} was used before, for an {known.kind}: send this under another")
+        said = f"key {content['key']!r} was used at {known.recorded_at} for a report of another kind, {known.kind}"
+        raise _conflict(fields, "key", content, "a key that was not used before", f"{said}: send this under another")
     if known.body is None:
-        raise Refused(409, f"key {content['key']!r} was used before, for a report whose content is gone since")
+        raise Refused(
+            410,
+            f"What was reported under key {content['key']!r} was erased, or has passed its retention; it is recorded.",
+        )
     was = {name: value for name, value in known.body.items() if name in fields.columns}
     faults = [
         fields.fault(name, "differs from what is recorded under this key", content.get(name), f"{was.get(name)!r}")
@@ -127,6 +139,23 @@ def _same(kind: str, fields: Fields, content: Mapping[str, Any], known: Record) 
             "send another report under a key of its own, naming this one in `corrects` if it replaces it",
             errors=faults,
         )
+
+
+def _plausible(fields: Fields, content: Mapping[str, Any], decision: Mapping[str, Any]) -> None:
+    """Raises Refused where a report cannot be about the decision: long before it, long after it, of other lines."""
+    faults = []
+    decided = datetime.fromisoformat(decision["decided_at"])
+    first, last = stamp(decided + EARLIEST), stamp(decided + LATEST)
+    for name in ("happened_at", "at"):
+        if name in content and not first <= content[name] <= last:
+            allowed = f"from {first} to {last}: the decision was at {stamp(decided)}"
+            faults.append(fields.fault(name, "cannot have come of this decision", content[name], allowed))
+    lines = decision.get("lines")  # older records do not say them, and a request need not
+    if lines and content.get("line_id", lines[0]) not in lines:
+        faults.append(fields.fault("line_id", "is no line of this parcel", content["line_id"], " or ".join(lines)))
+    if faults:
+        said = "; ".join(f"{f['field']} {f['given']!r} {f['message']}; allowed: {f['allowed']}" for f in faults)
+        raise Refused(409, said, errors=faults)
 
 
 def _receipt(content: Mapping[str, Any], record: Record) -> dict[str, Any]:

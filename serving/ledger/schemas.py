@@ -1,4 +1,4 @@
-"""What a report of an outcome or an override may hold. Knows nothing of the database."""
+"""What a report of an outcome or an override, or its withdrawal, may hold. Knows nothing of the database."""
 
 from __future__ import annotations
 
@@ -46,7 +46,21 @@ OVERRIDE = Fields(
         _CORRECTS,
     ),
 )
-PATHS: dict[str, tuple[str, Fields]] = {"/v1/outcomes": ("outcome", OUTCOME), "/v1/overrides": ("override", OVERRIDE)}
+WITHDRAWAL = Fields(
+    "Withdrawal",
+    "That an earlier report was wrong, and nothing is to stand in its place",
+    (
+        _KEY,
+        _DECISION,
+        Column("withdraws", "id", "key of the earlier report about the same parcel", required=True),
+        Column("reason", "id", "why", required=True),
+    ),
+)
+PATHS: dict[str, tuple[str, Fields]] = {
+    "/v1/outcomes": ("outcome", OUTCOME),
+    "/v1/overrides": ("override", OVERRIDE),
+    "/v1/withdrawals": ("withdrawal", WITHDRAWAL),
+}
 """Path -> kind of record, and what its body may hold."""
 EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/outcomes": {
@@ -61,6 +75,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "action": "package:box_l",
         "reason": "the advised box is out of stock",
         "at": "2025-03-01T13:42:00+00:00",
+    },
+    "/v1/withdrawals": {
+        "key": "desk-2-310",
+        "decision_id": "5f0c2f0d5a4c4f6c9f1f0a7b7c1d2e3f",
+        "withdraws": "scan-88123",
+        "reason": "the scan was of another parcel",
     },
 }
 """The worked examples of the documentation."""
@@ -100,7 +120,8 @@ def read(path: str, body: bytes, now: datetime) -> dict[str, Any]:
     for name, value in content.items():
         if isinstance(value, datetime):
             if value > now + AHEAD:
-                faults.append(fields.fault(name, "is in the future", value.isoformat(), f"until now, {stamp(now)}"))
+                allowed = f"until {stamp(now + AHEAD)}, 2 minutes after the service's clock"
+                faults.append(fields.fault(name, "is in the future", value.isoformat(), allowed))
             content[name] = stamp(value)
     action = content.get("action")
     if action is not None and not _known(action):

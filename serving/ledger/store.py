@@ -84,7 +84,7 @@ RECORDS = sa.Table(
 )
 OPENED = sa.select(RECORDS, KEYS.c.subject, KEYS.c.wrapped).join_from(RECORDS, KEYS, isouter=True)
 """Records with the keys of their bodies."""
-CONTENT = ("decision", "override", "outcome")
+CONTENT = ("decision", "override", "outcome", "withdrawal")
 """Kinds whose bodies are encrypted; those of erasure and retention name nobody and stay."""
 
 
@@ -93,7 +93,7 @@ class Entry:
     """Something to be recorded.
 
     Attributes:
-        kind: decision, override, outcome, erasure or retention.
+        kind: decision, override, outcome, withdrawal, erasure or retention.
         name: what makes it the same entry when it comes again, such as ("decision", its id); stands in the database
             as a pseudonym.
         recorded_at: when it was acknowledged, ISO 8601 in UTC with microseconds.
@@ -347,7 +347,7 @@ class Database:
             connection.rollback()
 
     def records(self) -> Iterator[Record]:
-        """Every decision, override and outcome, in the order of the chain, opened."""
+        """Every decision and report, in the order of the chain, opened."""
         with self.reading() as connection:
             opener = Opener(self.secrets)
             query = OPENED.where(RECORDS.c.kind.in_(CONTENT)).order_by(RECORDS.c.seq)
@@ -479,7 +479,7 @@ class Change:
         return None if row is None else self._opener.record(row)
 
     def reports(self, parcel_id: str) -> list[Record]:
-        """Overrides and outcomes about a parcel, in the order of the chain."""
+        """Overrides, outcomes and withdrawals about a parcel, in the order of the chain."""
         query = OPENED.where(RECORDS.c.parcel == self.parcel(parcel_id), RECORDS.c.kind != "decision")
         rows = self._connection.execute(query.order_by(RECORDS.c.seq)).mappings()
         return [self._opener.record(row) for row in rows]

@@ -566,6 +566,7 @@ def test_a_decision_says_what_it_was_made_of(shop: Shop) -> None:
         "parcel_id": request["parcel"]["parcel_id"],
         "order_id": request["order"]["order_id"],
         "customer_id": request["order"]["customer_id"],
+        "lines": [line["line_id"] for line in request["lines"]],
         "inputs": fingerprint(request),
         "bundle": shop.bundle.name,
         "as_of": body["as_of"],

@@ -32,7 +32,7 @@ from serving.schemas import Invalid
 from training.check import check
 from training.cli import main
 
-OUTCOMES, OVERRIDES = "/v1/outcomes", "/v1/overrides"
+OUTCOMES, OVERRIDES, WITHDRAWALS = "/v1/outcomes", "/v1/overrides", "/v1/withdrawals"
 
 
 class Clock:
@@ -358,12 +358,9 @@ def test_the_same_report_gets_the_same_receipt_across_a_restart(told: Recorder, 
     ):
         said = refused(409, happened, again, **({"key": "k1", "name": "d1", "kind": "delivered"} | other))
         assert field in said.detail and [e["field"] for e in said.errors or []] == [field]
-    assert (
-        "for an outcome"
-        in refused(
-            409, tell, again, OVERRIDES, key="k1", decision_id="d1", reason="r", at="2026-03-01T11:00:00Z"
-        ).detail
-    )
+    other = {"key": "k1", "decision_id": "d1", "reason": "r", "at": "2026-03-01T11:00:00Z"}
+    said = refused(409, tell, again, OVERRIDES, **other)
+    assert "another kind, outcome" in said.detail and [e["field"] for e in said.errors or []] == ["key"]
     assert sound(again).records == 6
 
 
@@ -420,7 +417,68 @@ def test_a_contradiction_is_refused_and_a_correction_is_not(told: Recorder, firs
     happened(told, "k2", "again", second, "2026-03-01T11:30:00Z", corrects="k1", **line(second))
     assert refused(409, happened, told, "k3", "d1", first, "2026-03-01T11:31:00Z", **line(first))
     wrong = refused(409, happened, told, "k3", "d1", first, corrects="k1", **line(first))
-    assert "not corrected yet" in wrong.detail
+    assert "still counts" in wrong.detail
+
+
+def withdraw(recorder: Recorder, key: str, name: str, wrong: str) -> Any:
+    return tell(recorder, WITHDRAWALS, key=key, decision_id=name, withdraws=wrong, reason="another parcel's")
+
+
+def test_a_wrong_report_is_withdrawn_and_no_longer_counts(
+    told: Recorder, make: Callable[..., Recorder], tmp_path: Path
+) -> None:
+    happened(told, "k1", "d1", "lost")
+    tell(told, OVERRIDES, key="o1", decision_id="d1", action=None, reason="r", at="2026-03-01T11:00Z")
+    receipt = withdraw(told, "w1", "d1", "k1")
+    assert withdraw(told, "w1", "d1", "k1") == receipt
+    told.close()
+    again = make()
+    assert withdraw(again, "w1", "d1", "k1") == receipt, "across a restart"
+    assert [e["field"] for e in refused(409, withdraw, again, "w1", "d1", "o1").errors or []] == ["withdraws"]
+    assert happened(again, "k1", "d1", "lost")["key"] == "k1", "what was recorded stays so"
+    # What is not of this parcel, was never reported, is withdrawn or is itself a withdrawal cannot be withdrawn.
+    for name, wrong in (("d2", "o1"), ("d1", "nix"), ("d1", "k1"), ("d1", "w1")):
+        said = refused(409, withdraw, again, "w2", name, wrong)
+        assert [e["field"] for e in said.errors or []] == ["withdraws"] and "still counts" in said.detail
+    assert refused(409, happened, again, "k2", "d1", "delivered", corrects="k1"), "nor corrected"
+    assert "no decision" in refused(404, withdraw, again, "w2", "nix", "k1").detail
+    happened(again, "k2", "d1", "delivered")
+    withdraw(again, "w2", "d1", "o1")
+    happened(again, "k3", "d1", "done", action="add_fill")
+    # With the report that is withdrawn goes what it had corrected.
+    happened(again, "k4", "d2", "lost")
+    happened(again, "k5", "d2", "delivered", corrects="k4")
+    withdraw(again, "w3", "d2", "k5")
+    written = export(again.database, tmp_path / "out")
+    assert (written.rows["events"], written.gone) == (1, 0)
+    events = pd.read_parquet(tmp_path / "out" / "events.parquet")
+    assert events[["parcel_id", "kind"]].to_numpy().tolist() == [["P-d1", "delivered"]]
+    decisions = pd.read_parquet(tmp_path / "out" / "decisions.parquet").set_index("decision_id")
+    assert decisions.loc["d1", "done"] == "add_fill"
+    verdict = sound(again)
+    assert verdict.records == 14
+    assert erase(again.database, again.paths, ("customer", "C-1"), again.clock()) == 7, "withdrawals are erased, too"
+    sound(again)
+
+
+def test_what_cannot_have_come_of_the_decision_is_refused(told: Recorder) -> None:
+    told.record([decision("lines", lines=["l1", "l2"])])
+    told.deliver()
+    for at in ("2025-03-01T11:00:00Z", "1970-01-01T00:00:00Z", "2026-02-28T11:58:59Z"):
+        said = refused(409, happened, told, "k", "d1", "delivered", at)
+        (error,) = said.errors or []
+        assert (error["field"], error["message"]) == ("happened_at", "cannot have come of this decision")
+        assert "the decision was at 2026-03-01T11:59:00.000000Z" in error["allowed"]
+    content = {"key": "k", "decision_id": "d1", "reason": "r"}
+    assert (refused(409, tell, told, OVERRIDES, **content, at="2020-01-01T00:00Z").errors or [])[0]["field"] == "at"
+    happened(told, "early", "d1", "handed_over", "2026-02-28T12:00:00Z")
+    said = refused(409, happened, told, "k", "lines", "returned", "2020-03-01T11:00:00Z", line_id="l3")
+    assert [e["field"] for e in said.errors or []] == ["happened_at", "line_id"]
+    assert (said.errors or [])[1]["allowed"] == "l1 or l2" and "is no line of this parcel" in said.detail
+    happened(told, "k", "lines", "returned", line_id="l2")
+    told.clock.now += timedelta(days=3000)  # type: ignore[attr-defined]
+    assert refused(409, happened, told, "late", "d1", "delivered", "2029-03-01T11:00:00Z").errors
+    happened(told, "late", "d1", "delivered", "2028-03-01T11:00:00Z")
 
 
 def test_what_agrees_is_accepted(told: Recorder) -> None:
@@ -486,6 +544,8 @@ def fault(path: str, **content: Any) -> dict[str, Any]:
         (OVERRIDES, {"reason": None}, "reason", "is of the wrong type"),
         (OVERRIDES, {"at": "2099-01-01T00:00Z"}, "at", "is in the future"),
         (OVERRIDES, {"kind": "lost"}, "kind", "is not a known field"),
+        (WITHDRAWALS, {"at": "absent"}, "withdraws", "is missing"),
+        (WITHDRAWALS, {"withdraws": "k", "reason": "absent", "at": "absent"}, "reason", "is missing"),
     ],
 )
 def test_a_report_that_is_wrong_is_refused_by_field(path: str, content: Any, field: str, message: str) -> None:
@@ -495,6 +555,8 @@ def test_a_report_that_is_wrong_is_refused_by_field(path: str, content: Any, fie
 
 
 def test_clocks_may_differ_a_little() -> None:
+    late = fault(OUTCOMES, happened_at="2026-03-01T12:03Z")
+    assert late["allowed"] == "until 2026-03-01T12:02:00.000000Z, 2 minutes after the service's clock"
     body = json.dumps({"key": "k", "decision_id": "d", "kind": "delivered", "happened_at": "2026-03-01T12:01:30Z"})
     assert read(OUTCOMES, body.encode(), NOW)["happened_at"] == "2026-03-01T12:01:30.000000Z"
     for body in ("[]", "7", "{", '{"key": NaN}'):
@@ -544,7 +606,7 @@ def test_an_erased_customer_is_gone_and_the_chain_verifies(
     verdict = sound(told)
     assert (verdict.erased, verdict.expired) == (4, 0)
     assert refused(410, happened, told, "k8", "mine", "lost")
-    assert "content is gone" in refused(409, happened, told, "k7", "mine", "delivered").detail
+    assert "was erased" in refused(410, happened, told, "k7", "mine", "delivered").detail
     assert erase(told.database, told.paths, ("order", "O-guest"), told.clock()) == 1
     assert erase(told.database, told.paths, ("customer", "nobody"), told.clock()) == 0
     assert sound(told).erased == 5

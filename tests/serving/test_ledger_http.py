@@ -88,6 +88,8 @@ def test_decisions_and_reports_over_http_and_across_a_restart(
         said = problem(post("/v1/outcomes", json={"key": "k3", **outcome, "happened_at": "2199-01-01T00:00Z"}), 400)
         assert said["errors"][0]["message"] == "is in the future"
         assert problem(post("/v1/overrides", json={}), 400)
+        withdrawal = {"key": "k4", "decision_id": ids[1], "withdraws": "k2", "reason": "another station's"}
+        assert TypeAdapter(Receipt).validate_python(post("/v1/withdrawals", json=withdrawal).json())["key"] == "k4"
         metrics = service.metrics()
         assert metrics["doorstep_recorded_total"] == 42
         assert metrics['doorstep_refused_total{status="409"}'] == 2
