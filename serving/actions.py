@@ -652,8 +652,8 @@ def _moved(
 ) -> tuple[dict[str, Array], dict[str, list[str | None]], dict[str, Array]]:
     """Probabilities with each action, (n, K) or (l, K), what each is known from, and how bad it could be.
 
-    The last is (n, P) or (l, P) for packages: probabilities at the bad end of what the estimate, or the experiment,
-    leaves open; only of targets of which there is such an end.
+    The last is (n, P) or (l, P) for packages: probabilities at the bad end of what the estimate, the experiment or the
+    assumption leaves open; only of targets that a package moves.
 
     Takes out of `offered` what a parcel does not need: its column is as good already, or not known.
     """
@@ -691,14 +691,11 @@ def _moved(
         for j, stated, per_level in book.stated[target]:
             if stated.source != "experiment" and known[j] is not None:
                 continue
-            change = math.log(stated.odds_ratio)
-            shift[:, j] = change * moves["package"][:, j] if per_level else change
+            by = moves["package"][:, j] if per_level else np.ones(len(shift))
+            shift[:, j] = math.log(stated.odds_ratio) * by
             known[j] = MEASURED if stated.source == "experiment" else ASSUMED
-            if j < boxes.stop and stated.high is not None:
-                worse = math.log(stated.high)
-                bad.setdefault(target, shift[:, boxes].copy())[:, j] = worse * (
-                    moves["package"][:, j] if per_level else 1
-                )
+            if j < boxes.stop:
+                bad.setdefault(target, shift[:, boxes].copy())[:, j] = _bad_end(stated, by)
     p = np.concatenate([*before.values()]) if before else np.empty(0)
     with np.errstate(divide="ignore"):  # what is sure stays sure
         z = np.log(p) - np.log1p(-p)
@@ -711,8 +708,22 @@ def _moved(
         if target in PROTECTED and boxes.stop:
             step = (of_lines if TARGETS[target].unit == "line" else of_parcels)["package"]
             after[target][:, boxes] = _never_riskier(book, before[target], after[target][:, boxes], step)
-    worst = {target: logistic(z[part[target], None] + shift) for target, shift in bad.items()}
+    with np.errstate(invalid="ignore"):  # what is sure not to happen and could, for all we know: is not known
+        worst = {target: logistic(z[part[target], None] + shift) for target, shift in bad.items()}
     return after, evidence, worst
+
+
+def _bad_end(stated: Effect, by: Array) -> Array:
+    """How far an effect that is stated may move the log-odds up, (n,), where it counts `by` times, (n,).
+
+    By its interval, whichever end is the worse: of one level of protection less it is the lower one. Nobody has said
+    how bad an assumption without an interval may be, so it may be anything.
+    """
+    if stated.low is None or stated.high is None:
+        return np.where(by == 0.0, 0.0, np.inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ends = np.log([[stated.low], [stated.high]]) * by
+    return np.where(by == 0.0, 0.0, ends.max(axis=0))
 
 
 def _of_lines(step: Array, line_parcel: Array) -> Array:

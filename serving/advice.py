@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,8 +39,8 @@ CHANGES: dict[str, str] = {**COLUMNS, "package": "package_type"}
 """Kinds of action that change a column of `parcels`, and which. A decision records how they were before: a training is
 to know the parcel without what was done about it."""
 
-DAYS = 64
-"""Counts of so many actions and days are kept; the oldest go first."""
+COUNTED = 200_000
+"""Recommendations that are remembered to keep to the capacities of their days; the oldest go first."""
 
 NO_ADVICE: dict[str, Any] = {
     "policy": None,
@@ -52,32 +55,86 @@ NO_ADVICE: dict[str, Any] = {
 """What an answer says where no policy is loaded."""
 
 
-class Capacity:
-    """How often each action was recommended in a day, by this process.
+logger = logging.getLogger("doorstep.advice")
 
-    The day is that of the decision, on the shop's clock. A parcel that is asked about again counts once.
+
+class Capacity:
+    """How often each action was recommended in a day, by all processes that name the same file.
+
+    The day is that of the decision, on the shop's clock. A parcel that is asked about again counts once, and has the
+    place it had. The file holds digests of parcels' ids; what a power loss takes of it is counted anew.
+
+    Args:
+        file: an SQLite file on a local disk, made if it is not there; None: this process alone counts, in memory.
     """
 
-    def __init__(self) -> None:
-        self._taken: dict[tuple[str, str, str], set[str]] = {}
+    def __init__(self, file: Path | None = None) -> None:
         self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for last in (False, True):
+            try:
+                self._open(":memory:" if file is None else str(file))
+                break
+            except sqlite3.OperationalError as error:
+                self._uncounted(error)
+                break
+            except sqlite3.DatabaseError as error:  # it is no database (any more): what was counted is lost
+                self._uncounted(error)
+                if file is not None and not last:
+                    file.unlink(missing_ok=True)
+
+    def _open(self, name: str) -> None:
+        connection = sqlite3.connect(name, timeout=1.0, isolation_level=None, check_same_thread=False)
+        try:
+            # Survives a killed process; nothing waits for the disk.
+            connection.execute("PRAGMA journal_mode = PERSIST").fetchall()
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS taken (action TEXT, day TEXT, parcel BLOB, UNIQUE (action, day, parcel))"
+            )
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def close(self) -> None:
+        """Close the file; nothing is counted from then on."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
 
     def take(self, policy: Policy, action: str, day: str, parcel: str, *, do: bool) -> bool:
-        """Whether there is room for the parcel; takes it if `do`."""
+        """Whether there is room for the parcel; takes it if `do`, in one step. There is where nobody can count."""
         named = policy.action(action)
         if named is None or named.capacity_per_day is None:
             return True
+        one = named.name, day, hashlib.blake2b(parcel.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        room = "(SELECT count(*) FROM taken WHERE action = ? AND day = ?) < ?"
+        limit = named.name, day, named.capacity_per_day
         with self._lock:
-            taken = self._taken.setdefault((policy.digest, named.name, day), set())
-            if len(self._taken) > DAYS:
-                del self._taken[next(iter(self._taken))]
-            if parcel in taken:
+            if self._connection is None:
                 return True
-            if len(taken) >= named.capacity_per_day:
-                return False
-            if do:
-                taken.add(parcel)
-            return True
+            query = self._connection.execute
+            try:
+                there = "SELECT 1 FROM taken WHERE action = ? AND day = ? AND parcel = ?"
+                if query(there, one).fetchone() is not None:
+                    return True
+                if not do:
+                    return bool(query(f"SELECT {room}", limit).fetchone()[0])
+                done = query(f"INSERT INTO taken SELECT ?, ?, ? WHERE {room} ON CONFLICT DO NOTHING", (*one, *limit))
+                if done.rowcount and done.lastrowid and done.lastrowid % 1000 == 0:
+                    query("DELETE FROM taken WHERE rowid <= ?", (done.lastrowid - COUNTED,))
+                return done.rowcount > 0 or query(there, one).fetchone() is not None
+            except sqlite3.Error as error:
+                self._uncounted(error)
+                return True
+
+    @staticmethod
+    def _uncounted(error: sqlite3.Error) -> None:
+        logger.error("the day's capacity is not kept: what is recommended cannot be counted: %s", error)
 
 
 def withheld(policy: Policy, action: str, parcel_id: str) -> bool:
@@ -260,11 +317,8 @@ class Advisor:
         decision_id = new_id()
         o = self.options
         ranked = [] if o is None else o.ranked(row)
-        chosen, full = self._choose(ranked, row, parcel_id, capacity)
+        chosen, held, full = self._choose(ranked, row, parcel_id, capacity)
         key = None if chosen is None else self._key(chosen)
-        held = key is not None and withheld(policy, key, parcel_id)
-        if key is not None and not held and capacity is not None:
-            capacity.take(policy, key, str(self._day[row]), parcel_id, do=True)
         view = None if o is None else _View(o, row, self._lines(row))
         listed = [] if view is None else [self._option(k, view, full) for k in ranked if not (held and k == chosen)]
         for option in listed:
@@ -330,19 +384,23 @@ class Advisor:
 
     def _choose(
         self, ranked: list[int], row: int, parcel_id: str, capacity: Capacity | None
-    ) -> tuple[int | None, list[int]]:
-        """The first action worth doing that there is room for, and those before it that there is none for."""
+    ) -> tuple[int | None, bool, list[int]]:
+        """The first action worth doing that there is room for, whether it is withheld, and those without room before.
+
+        The control arm takes no room, but is drawn only where there is some.
+        """
         full: list[int] = []
         may = [] if self.options is None else self.options.open[row].tolist()
         for k in ranked:
             assert self.options is not None
             if self.options.benefit[row, k] <= self.options.least[k] or not may[k]:
                 continue
-            day = str(self._day[row])
-            if capacity is None or capacity.take(self.policy, self._key(k), day, parcel_id, do=False):
-                return k, full
+            key, day = self._key(k), str(self._day[row])
+            held = withheld(self.policy, key, parcel_id)
+            if capacity is None or capacity.take(self.policy, key, day, parcel_id, do=not held):
+                return k, held, full
             full.append(k)
-        return None, full
+        return None, False, full
 
     def _option(self, k: int, view: _View, full: list[int]) -> dict[str, Any]:
         """One action as an answer says it."""

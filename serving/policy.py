@@ -233,8 +233,10 @@ SECTIONS: dict[str, dict[str, Key]] = {
             "number", "odds of the failure after the action by those before", "", low=0.01, high=100.0, required=True
         ),
         "source": Key("text", "`assumed`, or `experiment` where a randomized share has measured it", required=True),
-        "low": Key("number", "lower end of the 95 % interval; with `experiment`", "", high=100.0),
-        "high": Key("number", "upper end of the 95 % interval; with `experiment`", "", high=10_000.0),
+        "low": Key("number", "lower end of the 95 % interval; `assumed`: the least you would believe", "", high=100.0),
+        "high": Key(
+            "number", "upper end of the 95 % interval; `assumed`: the most you would believe", "", high=10_000.0
+        ),
     },
     "specification": {
         "rule": Key("text", "the rule in a person's words", required=True),
@@ -346,7 +348,7 @@ class Tariff:
 
 @dataclass(frozen=True)
 class Effect:
-    """What an action does to the odds of a failure, stated and not estimated: the interval is an experiment's."""
+    """What an action does to the odds of a failure, stated and not estimated; an assumption may have no interval."""
 
     odds_ratio: float
     source: str
@@ -462,12 +464,14 @@ class Policy:
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise PolicyError(
-                [Problem(NAME, "", f"cannot be read: {why}", todo="make one with `doorstep policy init DATASET`")], path
-            ) from None
+            text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
+        except OSError as error:
+            why, todo = error.strerror, "make one with `doorstep policy init DATASET`"
+            raise PolicyError([Problem(NAME, "", f"cannot be read: {why}", todo=todo)], path) from None
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            why, todo = f"line {line} is not UTF-8 (byte {error.object[error.start]:#04x})", "save the file as UTF-8"
+            raise PolicyError([Problem(NAME, "", f"cannot be read: {why}", todo=todo)], path) from None
         return Policy.parse(text, path)
 
     @staticmethod
@@ -670,8 +674,8 @@ class _Reader:
             self.wrong(
                 place, "is said to be measured and has no interval", "low and high, as `doorstep effect` says them"
             )
-        elif s["source"] == "assumed" and (low is not None or high is not None):
-            self.wrong(place, "is assumed and has an interval", 'no low and high, or source = "experiment"')
+        elif (low is None) != (high is None):
+            self.wrong(place, "has one end of an interval", "low and high, or neither")
         elif low is not None and high is not None and not low <= s["odds_ratio"] <= high:
             self.wrong(
                 place, f"{s['odds_ratio']:g} is not in its interval, {low:g} to {high:g}", "low <= odds_ratio <= high"

@@ -59,6 +59,7 @@ def run(
     bundle: str | os.PathLike[str] | None = None,
     snapshot: str | os.PathLike[str] | None = None,
     policy: str | os.PathLike[str] | None = None,
+    ledger: str | None = None,
     *,
     out: TextIO | None = None,
 ) -> None:
@@ -71,10 +72,12 @@ def run(
         bundle: a bundle, or a store of published ones; default `DOORSTEP_BUNDLE`. Without one, base rates are served.
         snapshot: likewise, default `DOORSTEP_SNAPSHOT`.
         policy: a policy's file; default `DOORSTEP_POLICY`. Without one, nothing is advised.
+        ledger: URL of the database that decisions are recorded in; default `DOORSTEP_LEDGER`. Without, none are.
         out: where to say what is served and how to ask it; default stderr.
 
     Raises:
         ServeError: the address cannot be used.
+        serving.ledger.LedgerError: the URL is no ledger's.
     """
     out = sys.stderr if out is None else out
     for name, value in (
@@ -84,10 +87,13 @@ def run(
     ):
         if value is not None:
             os.environ[name] = os.path.abspath(value)
+    if ledger is not None:
+        os.environ["DOORSTEP_LEDGER"] = ledger
+    recorded = _ledger()
     os.environ["BENTOML_DO_NOT_TRACK"] = "true"
-    with _metrics_directory(), _listen(host, port) as listening:
+    with _shared_directory(), _listen(host, port) as listening:
         url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        threading.Thread(target=_announce, args=(url, workers, out), daemon=True).start()
+        threading.Thread(target=_announce, args=(url, workers, recorded, out), daemon=True).start()
         config = uvicorn.Config(
             "serving.service:asgi",
             factory=True,
@@ -132,19 +138,34 @@ _LOGGING = {
 }
 
 
+def _ledger() -> str | None:
+    """The ledger that is kept, without its password; None if none is. Raises LedgerError."""
+    if not (url := os.environ.get("DOORSTEP_LEDGER")):
+        return None
+    from serving.ledger.store import parse_url
+
+    return parse_url(url).render_as_string(hide_password=True)
+
+
 @contextlib.contextmanager
-def _metrics_directory() -> Iterator[None]:
-    """Where the workers share their Prometheus figures; must be named before prometheus_client is imported."""
-    given = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    directory = given or tempfile.mkdtemp(prefix="doorstep-metrics-")
-    os.makedirs(directory, exist_ok=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+def _shared_directory() -> Iterator[None]:
+    """Where the workers share their Prometheus figures and, without a ledger, count the day's capacity.
+
+    Must be named before prometheus_client is imported.
+    """
+    directory = tempfile.mkdtemp(prefix="doorstep-")
+    shared = {"PROMETHEUS_MULTIPROC_DIR": os.path.join(directory, "metrics")}
+    if not os.environ.get("DOORSTEP_LEDGER"):
+        shared["DOORSTEP_CAPACITY"] = os.path.join(directory, "capacity.sqlite")
+    ours = {name: path for name, path in shared.items() if not os.environ.get(name)}
+    os.environ.update(ours)
+    os.makedirs(os.environ["PROMETHEUS_MULTIPROC_DIR"], exist_ok=True)
     try:
         yield
     finally:
-        if not given:
-            shutil.rmtree(directory, ignore_errors=True)
-            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+        shutil.rmtree(directory, ignore_errors=True)
+        for name in ours:
+            del os.environ[name]
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -166,8 +187,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _announce(url: str, workers: int, out: TextIO) -> None:
-    """Say that the service answers, once it does."""
+def _announce(url: str, workers: int, ledger: str | None, out: TextIO) -> None:
+    """Say that the service answers, once it does, and with what."""
     host, _, port = url.removeprefix("http://").rpartition(":")
     address = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))
     for _ in range(600):
@@ -186,6 +207,7 @@ def _announce(url: str, workers: int, out: TextIO) -> None:
     for name, without in (("bundle", "base rates only"), ("snapshot", "base rates only"), ("policy", "no advice")):
         path = os.environ.get(f"DOORSTEP_{name.upper()}")
         print(f"{name}: {path or f'none: {without}'}", file=out)
+    print(f"ledger: {ledger or 'none: decisions are not recorded'}", file=out)
     processes = f", {workers} workers" if workers > 1 else ""
     print(f"Doorstep answers on {url}{processes}. Ask it, with the worked example of {url}/docs.json:", file=out)
     print(

@@ -96,7 +96,7 @@ class Live:
 
     Attributes:
         loaded: what is used now; replaced whole, in one assignment.
-        capacity: what this process has recommended.
+        capacity: what the processes of this machine have recommended.
         recorder: records decisions and reports; None if no ledger is kept.
     """
 
@@ -124,6 +124,10 @@ class Live:
             from serving.ledger import Recorder
 
             self.recorder = Recorder.from_environment()
+        if file := os.environ.get("DOORSTEP_CAPACITY"):
+            self.capacity = Capacity(Path(file))
+        elif self.recorder is not None:
+            self.capacity = Capacity(self.recorder.paths.journal / "capacity.sqlite")
 
     def stop(self) -> None:
         """Stop looking, and deliver what was recorded."""
@@ -131,6 +135,7 @@ class Live:
             watcher.stop()
         if self.recorder is not None:
             self.recorder.close()
+        self.capacity.close()
 
     def _load_bundle(self, directory: Path) -> Bundle:
         """A bundle that has answered once: one that cannot is refused here, and no request pays for a first time."""

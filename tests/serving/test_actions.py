@@ -6,9 +6,12 @@ import copy
 import datetime
 import json
 import math
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -547,6 +550,46 @@ def test_protection_is_taken_away_only_where_the_bad_end_of_the_estimate_is_wort
     assert found["sure"] > found["unsure"]
 
 
+def test_a_weaker_box_is_not_recommended_on_an_assumption_that_has_no_doubt(shop: Shop) -> None:
+    """What is stated of one level counts upside down for a level less: there the lower end is the bad one."""
+    sturdy, bundle = copy.deepcopy(shop.requests), copy.copy(shop.bundle)
+    bundle.levers = ()
+    for request in sturdy:
+        request["parcel"] |= {"package_type": "foam_box", "protection_level": 4.0}
+
+    def weaker(odds_ratio: float, **more: Any) -> int:
+        stated = {"odds_ratio": odds_ratio, "source": "assumed", **more}
+
+        def change(document: dict[str, Any]) -> None:
+            document["packages"]["foam_box"]["material_cost"] = 9.0
+            document["actions"]["package"]["effects"] = {"damaged": stated}
+
+        policy = shop.policy(change)
+        bodies, _ = decide(bundle, shop.snapshot, policy, sturdy)
+        count = 0
+        for request, body in zip(sturdy, bodies, strict=True):
+            for option in (o for o in body["actions"] if o["action"].startswith("package:")):
+                before, after = option["risks"].get("damaged", [body["risks"]["damaged"]["probability"]] * 2)
+                down = 4.0 - policy.packages[option["action"][8:]].protection_level
+                assert log_odds(after) - log_odds(before) == pytest.approx(-down * math.log(odds_ratio), abs=1e-9)
+                most = 1.0
+                if "low" in more:
+                    worst = max(-down * math.log(end) for end in (more["low"], more["high"]))
+                    most = 1 / (1 + math.exp(-log_odds(before) - worst))
+                lost = shop.document["weights"]["reliability"] * failure(shop.document, "damaged", request)
+                safe = option["net_benefit"] - lost * (most - after) > 0
+                if option["net_benefit"] > policy.least_benefit:
+                    assert ("not sure enough" in (option["why_not"] or "")) == (not safe)
+                count += option["recommended"]
+        return count
+
+    assert weaker(0.98) == weaker(1.0) == 0
+    assert weaker(0.98, low=0.97, high=0.99) > ASKED / 2
+    assert weaker(0.98, low=0.01, high=0.99) == 0
+    measured = {"source": "experiment", "high": 0.99}
+    assert weaker(0.98, low=0.97, **measured) > ASKED / 2 > weaker(0.98, low=0.01, **measured) == 0
+
+
 def test_without_a_policy_there_is_no_advice(shop: Shop) -> None:
     bodies, decisions = decide(shop.bundle, shop.snapshot, None, shop.requests[:2])
     assert not decisions
@@ -715,6 +758,62 @@ def test_the_control_arm_takes_no_room(shop: Shop) -> None:
         expected.append("none" if expected.count("act") == 2 else "control" if held else "act")
     assert [d["arm"] for d in decisions] == expected
     assert {*expected} == {"act", "control", "none"}
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from serving.advice import Capacity
+from serving.policy import Policy
+
+policy, capacity = Policy.load(sys.argv[1]), Capacity(Path(sys.argv[2]))
+for i in range(60):
+    parcel = (int(sys.argv[3]) + i) % 60
+    if capacity.take(policy, "add_fill", "2025-12-10", f"P{parcel}", do=True):
+        print(parcel)
+"""
+
+
+def places(file: Path, policy: Policy) -> int:
+    """How many of the same 60 parcels have a place, or get one."""
+    capacity = Capacity(file)
+    had = [capacity.take(policy, "add_fill", "2025-12-10", f"P{i}", do=True) for i in range(60)]
+    capacity.close()
+    return sum(had)
+
+
+def test_processes_keep_one_capacity_between_them_and_remember_it(shop: Shop, tmp_path: Path) -> None:
+    policy = shop.policy(lambda d: d["actions"]["add_fill"].update(capacity_per_day=25))
+    file = tmp_path / "shared" / "capacity.sqlite"
+    (tmp_path / "policy.toml").write_text(tomli_w.dumps(policy.document), encoding="utf-8")
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "policy.toml"), str(file)]
+    workers = [subprocess.Popen([*command, first], stdout=subprocess.PIPE, text=True) for first in ("0", "30")]
+    given = [set(worker.communicate()[0].split()) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    assert len(given[0] | given[1]) == 25, given
+    assert places(file, policy) == 25, "after a restart those that had one"
+    assert places(file, shop.policy(lambda d: d["actions"]["add_fill"].update(capacity_per_day=25, cost=1.0))) == 25
+    assert places(file, shop.policy(lambda d: d["actions"]["add_fill"].update(capacity_per_day=26))) == 26
+    other = Capacity(file)
+    assert other.take(policy, "add_fill", "2025-12-11", "P1", do=True), "another day has its own"
+    assert not other.take(policy, "add_fill", "2025-12-10", "Q", do=False)
+    other.close()
+    assert b"P1" not in file.read_bytes()
+
+
+def test_the_packer_is_advised_where_nobody_can_count(
+    shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = shop.policy(lambda d: d["actions"]["add_fill"].update(capacity_per_day=1))
+    file = tmp_path / "capacity.sqlite"
+    file.write_bytes(b"no database " * 500)
+    capacity = Capacity(file)
+    assert "the day's capacity is not kept" in caplog.text
+    assert [capacity.take(policy, "add_fill", "2025-12-10", p, do=True) for p in "aab"] == [True, True, False]
+    capacity.close()
+    assert capacity.take(policy, "add_fill", "2025-12-10", "c", do=True)
+    (tmp_path / "folder").mkdir()
+    assert Capacity(tmp_path / "folder").take(policy, "add_fill", "2025-12-10", "c", do=True)
 
 
 # ---- rules, handoff, protocols

@@ -1,6 +1,5 @@
 """The ledger behind the service: decisions are durable before the answer leaves, reports over HTTP, restarts, kills."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -94,6 +93,7 @@ def test_decisions_and_reports_over_http_and_across_a_restart(
         assert metrics["doorstep_recorded_total"] == 42
         assert metrics['doorstep_refused_total{status="409"}'] == 2
         docs = service.http.get("/docs.json").json()["paths"]
+        assert f"ledger: {database_url}\n" in service.log
         assert docs["/v1/outcomes"]["post"]["requestBody"]["content"]["application/json"]["example"]["kind"]
     with run_service(**env, WORKERS="2") as service:
         again = service.http.post("/v1/outcomes", json={"key": "k1", **outcome})
@@ -111,6 +111,7 @@ def test_decisions_and_reports_over_http_and_across_a_restart(
 def test_a_service_without_a_ledger_imports_none_of_it_and_says_so(bare: Any) -> None:
     said = problem(bare.http.post("/v1/outcomes", json={"key": "k", "decision_id": "d", **OUTCOME}), 404)
     assert "DOORSTEP_LEDGER" in said["detail"]
+    assert "ledger: none: decisions are not recorded\n" in bare.log
     code = (
         "import sys, serving.service, training.cli; "
         "print([m for m in ('sqlalchemy', 'alembic', 'cryptography', 'psycopg') if m in sys.modules])"
@@ -192,13 +193,11 @@ def test_a_database_that_keeps_reports_waiting_does_not_keep_the_packer_waiting(
 
 
 def test_a_ledger_that_cannot_be_one_stops_the_start(tmp_path: Path) -> None:
-    code = "from serving.server import run; run(port=0)"
-    env = os.environ | {"DOORSTEP_LEDGER": "mysql://a@b/c"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode != 0
+    command = [sys.executable, "-m", "training.cli", "serve", "--port", "0", "--ledger", "mysql://me:secret@b/c"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert done.returncode == 2
     assert "a ledger is not kept on mysql: give sqlite:///" in done.stderr
+    assert "secret" not in done.stderr and "Traceback" not in done.stderr
 
 
 def load(url: str, name: str, acknowledged: list[str], stop: threading.Event) -> None:

@@ -166,7 +166,7 @@ def test_layout_and_comments_do_not_change_the_digest_and_costs_do() -> None:
         ("actions/package/randomize", 1, "actions.package.randomize", "from 0 to 0.9"),
         ("actions/package/effects/damaged/source", "measured", "actions.package.effects.damaged.source", "experiment"),
         ("actions/package/effects/damaged/odds_ratio", 0, "actions.package.effects.damaged.odds_ratio", "from 0.01"),
-        ("actions/package/effects/damaged/low", 0.5, "actions.package.effects.damaged", "is assumed and has an"),
+        ("actions/package/effects/damaged/low", 0.5, "actions.package.effects.damaged", "has one end"),
         (
             "actions/package/effects/broken",
             {"odds_ratio": 1, "source": "assumed"},
@@ -224,9 +224,11 @@ def test_what_is_no_policy(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("a = = 1")
     with pytest.raises(PolicyError, match="is no TOML"):
         Policy.load(tmp_path / "bad.toml")
-    (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
-    with pytest.raises(PolicyError, match="not UTF-8"):
+    (tmp_path / "latin.toml").write_bytes(b'# costs\nname = "\xe9"')
+    with pytest.raises(PolicyError, match=r"line 2 is not UTF-8 \(byte 0xe9\)\n    to do: save the file as UTF-8"):
         Policy.load(tmp_path / "latin.toml")
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf" + tomli_w.dumps(GOOD).encode())
+    assert Policy.load(tmp_path / "marked.toml").digest == Policy.parse(tomli_w.dumps(GOOD)).digest
     (tmp_path / "empty.toml").write_text("")
     with pytest.raises(PolicyError, match=r"failures\.returned: is missing"):
         Policy.load(tmp_path / "empty.toml")

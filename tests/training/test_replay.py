@@ -209,7 +209,13 @@ def test_the_command_prints_the_table_the_document_and_the_changed_decisions(tra
     assert "decisions change" in done.stdout and "keeps every day" in done.stdout and "SIMULATED" in done.stdout
     assert "are withheld by lot" in done.stdout
     document = json.loads(run(*words, "--to", "2025-11-15", "--json").stdout)
-    assert len(pd.read_csv(tmp_path / "changed.csv")) == document["changed"]["parcels"] > 0
+    changed = pd.read_csv(tmp_path / "changed.csv")
+    assert len(changed) == document["changed"]["parcels"] > 0
+    for which, file in zip(("old", "new"), files, strict=True):
+        stated = Policy.load(file)
+        held = [isinstance(a, str) and withheld(stated, a, p) for a, p in changed[[which, "parcel_id"]].to_numpy()]
+        assert changed[f"{which}_withheld"].tolist() == held
+    assert changed["new_withheld"].any()
     assert run(*words, "--out", tmp_path / "changed.xlsx").exit_code == 2
     (tmp_path / "new.toml").write_text("currency = 3")
     broken = run(*words)

@@ -27,12 +27,27 @@ from training.cli.voice import (
 @click.option(
     "--policy", type=click.Path(path_type=Path), envvar="DOORSTEP_POLICY", help="A policy [default: none, no advice]."
 )
+@click.option(
+    "--ledger",
+    metavar="URL",
+    envvar="DOORSTEP_LEDGER",
+    help="Database that decisions are recorded in, such as sqlite:///ledger/ledger.db [default: none, not recorded].",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True, help="0 takes a free one.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @voiced
-def serve(voice: Voice, bundle: Path, snapshot: Path, policy: Path | None, host: str, port: int, workers: int) -> None:
+def serve(
+    voice: Voice,
+    bundle: Path,
+    snapshot: Path,
+    policy: Path | None,
+    ledger: str | None,
+    host: str,
+    port: int,
+    workers: int,
+) -> None:
     """Serve risks, explanations and advice over HTTP. Without a model it answers base rates, and says so."""
     from serving.server import run
 
-    run(host=host, port=port, workers=workers, bundle=bundle, snapshot=snapshot, policy=policy)
+    run(host=host, port=port, workers=workers, bundle=bundle, snapshot=snapshot, policy=policy, ledger=ledger)

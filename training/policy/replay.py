@@ -51,7 +51,8 @@ class Replay:
     Attributes:
         document: plain data, as `doorstep policy diff --json` prints it.
         changed: a row per parcel about which they decide differently: parcel_id, decided_at, old and new action (None:
-            nothing), what each would save and cost at its own prices, and both nets at the new ones.
+            nothing), whether the lot withholds it from the parcel, what each would save and cost at its own prices, and
+            both nets at the new ones.
     """
 
     document: dict[str, Any]
@@ -322,6 +323,8 @@ def _compared(
             "decided_at": pd.DatetimeIndex(decided).tz_localize("UTC"),
             "old": names[0],
             "new": names[1],
+            "old_withheld": (theirs.chosen >= 0) & ~theirs.does(theirs.chosen),
+            "new_withheld": (ours.chosen >= 0) & ~ours.does(ours.chosen),
             "old_net": net[0],
             "old_net_at_new_prices": at_new,
             "new_net": net[1],
