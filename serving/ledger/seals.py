@@ -42,7 +42,7 @@ def digest(data: bytes) -> str:
 
 def genesis(ledger: str) -> str:
     """What the first record of a ledger is chained to."""
-    return digest(f"doorstep ledger {ledger}".encode())
+    return digest(f"doorstep ledger {ledger}".encode("utf-8", "surrogateescape"))  # of a damaged file, any bytes
 
 
 def chained(record: Mapping[str, Any]) -> str:

@@ -104,7 +104,8 @@ class _Check:
     def add(self, seq: int | None, what: str) -> None:
         self.count += 1
         if len(self.found) < MOST:
-            self.found.append(Finding(seq, what))
+            # A finding may quote what is damaged, and has to be said on any terminal.
+            self.found.append(Finding(seq, what.encode("utf-8", "backslashreplace").decode()))
 
     def run(self) -> Verdict:
         with unavailable(self.database.name), self.database.engine.connect() as connection:
@@ -304,7 +305,7 @@ class _Gone:
         try:
             body = json.loads(row["body"])
             if row["kind"] == "erasure":
-                self.keys |= {k["id"]: (k["subject"], row["recorded_at"]) for k in body["keys"]}
+                self.keys |= {k["id"]: (k["subject"], str(row["recorded_at"])) for k in body["keys"]}
             else:
                 self.before = max(self.before, body["before"])
         except (ValueError, KeyError, TypeError):

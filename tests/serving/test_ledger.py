@@ -693,6 +693,31 @@ def test_every_changed_value_is_found_at_its_place(small: Recorder) -> None:
     sound(small)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_text_that_is_no_text_any_more_is_found_and_can_be_said(small: Recorder) -> None:
+    """SQLite keeps any bytes as text; a flipped one may leave what is no UTF-8."""
+    tried = 0
+    for table in metadata.sorted_tables:
+        (key,) = table.primary_key.columns
+        for column in (c for c in table.columns if isinstance(c.type, sa.String)):
+            for damaged in ("CAST(x'b87e' AS TEXT)", "x'b87e'", "7"):
+                with small.database.engine.begin() as connection:
+                    loosened(connection)
+                    was = connection.execute(sa.select(key, column).order_by(key.desc())).first()
+                    assert was is not None
+                    change = f"UPDATE {table.name} SET {column.name} = {damaged} WHERE {key.name} = ?"
+                    connection.exec_driver_sql(change, (was[0],))
+                verdict = verify(small.database, small.paths.heads)
+                assert not verdict.ok, (table.name, column.name, damaged)
+                assert all(f.what.encode() for f in verdict.findings)
+                with small.database.engine.begin() as connection:
+                    loosened(connection)
+                    connection.execute(table.update().where(key == was[0]).values({column.name: was[1]}))
+                tried += 1
+    assert tried > 30
+    sound(small)
+
+
 def fits(column: Any, value: Any) -> bool:
     """Whether a value can be put into the column at all."""
     kind = {str: sa.String, int: sa.Integer, bytes: sa.LargeBinary}.get(type(value))
