@@ -13,7 +13,7 @@ from training.diagnosis.corridors import corridors, since, trial
 from training.diagnosis.expected import Cases
 from training.diagnosis.legs import LEGS, legs
 from training.diagnosis.products import named
-from training.diagnosis.shrink import ratios
+from training.diagnosis.shrink import Doubt, ratios
 from training.labels import labels
 
 WORDS = {
@@ -51,7 +51,7 @@ def shop(bad: float = 1.0, slack: float = 0.0, alone: bool = False, seed: int = 
 
 
 def test_the_bad_corridor_is_found_and_dated_and_nothing_else_is():
-    table = corridors(shop(bad=3.0), WORDS)[0]
+    table = corridors(shop(bad=3.0), WORDS).table
     worse = table[table["verdict"] == "worse"]
     assert worse[["carrier", "region"]].to_numpy().tolist() == [["b", "r0"]]
     assert worse["ratio"].item() == pytest.approx(2.0, rel=0.2)  # 3 times in half of the year
@@ -61,7 +61,7 @@ def test_the_bad_corridor_is_found_and_dated_and_nothing_else_is():
 
 
 def test_where_nothing_is_wrong_nothing_is_found():
-    tables = [corridors(shop(seed=seed, n=15_000), WORDS)[0] for seed in range(3)]
+    tables = [corridors(shop(seed=seed, n=15_000), WORDS).table for seed in range(3)]
     assert not any((t["verdict"] == "worse").any() for t in tables)
 
 
@@ -69,14 +69,14 @@ def test_bad_handoffs_are_not_held_against_the_carrier_that_gets_them():
     told = shop(slack=1.0)
     crude = pd.Series(told.label).groupby(told.carrier).mean()
     assert crude[2] > 1.5 * crude[0]
-    table = corridors(told, WORDS)[0]
+    table = corridors(told, WORDS).table
     assert not (table["verdict"] == "worse").any()
     of_c = table[table["carrier"] == "c"]
     assert of_c["observed"].sum() == pytest.approx(of_c["expected"].sum(), rel=0.1)
 
 
 def test_a_carrier_alone_in_a_region_is_not_judged_there_and_told_what_would_tell():
-    table = corridors(shop(alone=True), WORDS)[0].set_index(["carrier", "region"])
+    table = corridors(shop(alone=True), WORDS).table.set_index(["carrier", "region"])
     own = table.loc[("b", "r5")]
     assert own["verdict"] == "cannot tell" and np.isnan(own["ratio"])
     assert own["why"].startswith("one carrier only: b alone goes there")
@@ -112,7 +112,7 @@ def test_doubt_about_what_was_expected_makes_intervals_wider():
     width = []
     for spread in (0.01, 0.5):
         rng = np.random.default_rng(0)
-        doubt = rng.gamma(spread**-2, spread**2, (4_000, 3))
+        doubt = Doubt(rng.gamma(spread**-2, spread**2, (4_000, 3)), np.arange(3))
         low, high = np.quantile(ratios(observed, due, rng, doubt=doubt), [0.05, 0.95], axis=0)
         width.append(high - low)
     assert (width[1] > width[0]).all()

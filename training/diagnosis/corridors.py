@@ -9,6 +9,7 @@ and nothing is said but how many parcels in other hands would tell.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -18,7 +19,7 @@ import pandas as pd
 from features.arrays import DAY, Array
 from training.diagnosis.expected import Cases, kept, levels, others
 from training.diagnosis.parcels import Parcels, week_number
-from training.diagnosis.shrink import DRAWS, ratios, summary, worst_first
+from training.diagnosis.shrink import Doubt, estimate, summary, worst_first
 from training.models import cores
 from training.pipeline import Matrices, cut
 
@@ -31,26 +32,32 @@ ALONE = 0.02
 DATED = 6.0
 """A date is given if a step there explains the weeks better than none by this much log-likelihood."""
 
-COLUMNS = (
-    "target",
-    "carrier",
-    "service",
-    "region",
-    "parcels",
-    "observed",
-    "expected",
-    "ratio",
-    "low",
-    "high",
-    "chance_worse",
-    "chance_worst",
-    "excess",
-    "verdict",
-    "why",
-    "others",
-    "trial",
-    "since",
-)
+MODEL = 0.05
+"""Standard deviation of what is expected of a carrier's parcels in all, besides what chance made of the others': what
+trees learn from others' parcels is a few hundredths off for parcels that are somewhat different ones."""
+
+
+ESTIMATED = ("ratio", "low", "high", "chance_worse", "chance_worst", "excess")
+
+
+@dataclass(frozen=True)
+class Corridors:
+    """What was found of a target.
+
+    Attributes:
+        table: a row per corridor, worst first: target, carrier, service, region, parcels, observed, expected (events),
+            ratio with low and high, chance_worse (that the ratio is above `shrink.WORSE`), chance_worst (that it is the
+            largest of all that can be told), excess (observed events beyond the expected, shrunk), verdict (worse, as
+            expected, cannot tell), why, others (parcels of other carriers in the same service and region), trial
+            (parcels that others would have to take to tell), since (the Monday from which it has been worse, NaT if
+            that cannot be said).
+        carriers: a row per carrier and service, likewise, of all its corridors; its ratio is of those that can be told.
+        expected: (n,) the chance that others would have had with each parcel, NaN where nobody can say.
+    """
+
+    table: pd.DataFrame
+    carriers: pd.DataFrame
+    expected: Array
 
 
 def cases(target: str, parcels: Parcels, failed: Array, matrices: Matrices) -> tuple[Cases, dict[str, Array], Array]:
@@ -103,22 +110,14 @@ def corridors(
     seed: int = 0,
     confidence: float = 0.9,
     say: Callable[[str], Any] = lambda _: None,
-) -> tuple[pd.DataFrame, Array]:
-    """The corridors of one target.
+) -> Corridors:
+    """The corridors and carriers of one target.
 
     Args:
-        found, words: from `cases`.
+        found, words: from `cases`, one at least.
         seed: of the draws.
         confidence: of the intervals.
         say: told what is being done.
-
-    Returns:
-        A row per corridor, worst first, with `COLUMNS`: parcels, observed, expected (events), ratio with low and high,
-        chance_worse (that the ratio is above `shrink.WORSE`), chance_worst (that it is the worst of all that can be
-        told), excess (observed events beyond the expected, shrunk), verdict (worse, as expected, cannot tell), why,
-        others (parcels of other carriers in the same service and region), trial (parcels that others would have to take
-        to tell), since (the Monday from which it has been worse, NaT if that cannot be said). And (n,) the chance that
-        others would have had with each parcel, NaN where nobody can say.
     """
     services, n = len(words["service"]), len(found)
     place = found.region * services + found.service
@@ -126,72 +125,78 @@ def corridors(
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
     doubts: list[Array] = []
-    weekly: list[tuple[Array, Array, Array]] = []
-    expected = np.full(n, np.nan)
+    mine: list[Array] = []
     total = np.bincount(place, minlength=places)
+    expected = np.full(n, np.nan)
     for k, carrier in enumerate(words["carrier"]):
         own, rest = np.flatnonzero(found.carrier == k), np.flatnonzero(found.carrier != k)
         say(f"{found.target}: what others would have done with {len(own):,} parcels of {carrier}")
         chance, held = others(found, k, seed, cores())
-        if np.isnan(held).any() or not len(rest):
-            level, draws = np.ones(places), np.ones((DRAWS, places))
-            known = False
-        else:
+        known = len(rest) > 0 and not np.isnan(held).any()
+        level, draws = np.ones(places), np.ones((1, places))
+        if known:
             level, draws = levels(found.label[rest], held, place[rest], places, rng)
-            known = True
-        for p in np.unique(place[own]).tolist():
-            mine = own[place[own] == p]
-            theirs = int(total[p] - len(mine))
-            e = chance[place[own] == p] * level[p]
+            off = np.sqrt(MODEL**2 + 1 / found.label[rest].sum())
+            draws = draws * np.exp(off * rng.normal(size=(len(draws), 1)))
+        order = own[np.argsort(place[own], kind="stable")]
+        there, first = np.unique(place[order], return_index=True)
+        for p, at in zip(there.tolist(), np.split(order, first[1:]), strict=True):
+            theirs = int(total[p] - len(at))
             alone = not known or theirs < max(1.0, ALONE * total[p])
             if not alone:
-                expected[mine] = e
+                expected[at] = chance[np.searchsorted(own, at)] * level[p]
             rows.append(
                 {
                     "target": found.target,
                     "carrier": carrier,
                     "service": words["service"][p % services],
                     "region": words["region"][p // services],
-                    "parcels": len(mine),
-                    "observed": int(found.label[mine].sum()),
-                    "expected": float(e.sum()) if known else np.nan,
+                    "parcels": len(at),
+                    "observed": int(found.label[at].sum()),
+                    "expected": float(expected[at].sum()),
                     "others": theirs,
-                    "alone": alone,
                 }
             )
             doubts.append(draws[:, p] / level[p])
-            weekly.append((found.decided_at[mine], found.label[mine], e))
+            mine.append(at)
     out = pd.DataFrame(rows)
-    if not len(out):
-        return pd.DataFrame(columns=list(COLUMNS)), expected
-    told = ~out["alone"].to_numpy(bool) & (out["expected"].to_numpy(float) > 0)
-    for name in ("ratio", "low", "high", "chance_worse", "chance_worst", "excess"):
-        out[name] = np.nan
-    if told.any():
-        o, e = out.loc[told, "observed"].to_numpy(float), out.loc[told, "expected"].to_numpy(float)
-        family = pd.factorize(out.loc[told, "carrier"])[0]
-        doubt = np.column_stack([d for d, t in zip(doubts, told, strict=True) if t])
-        draws = ratios(o, e, rng, family, doubt)
-        said = summary(draws, e, confidence)
-        out.loc[told, list(said.columns)] = said.to_numpy()
-        out.loc[told, "chance_worst"] = np.bincount(draws.argmax(axis=1), minlength=draws.shape[1]) / len(draws)
-    out["verdict"], out["why"], out["trial"] = "cannot tell", "", 0
-    out["since"] = pd.NaT
-    for i, row in out.iterrows():
-        at = int(str(i))
-        verdict, why = _verdict(row, bool(told[at]))
-        out.loc[at, ["verdict", "why"]] = [verdict, why]
-        if verdict == "cannot tell":
-            out.loc[at, "trial"] = trial(int(row["observed"]), int(row["parcels"]))
-        if verdict == "worse":
-            out.loc[at, "since"] = since(*weekly[at])
-    out["since"] = pd.to_datetime(out["since"])
-    assert out["parcels"].sum() == n
-    return worst_first(out)[list(COLUMNS)], expected
+    told = np.flatnonzero(out["expected"].to_numpy(float) > 0)
+    by = out.groupby(["carrier", "service"], sort=True)
+    carriers = by[["parcels", "observed", "others"]].sum().reset_index()
+    carriers.insert(0, "target", found.target)
+    into = by.ngroup().to_numpy()
+    carriers["expected"] = np.bincount(into[told], out["expected"].to_numpy(float)[told], len(carriers))
+    for name in ESTIMATED:
+        out[name] = carriers[name] = np.nan
+    if len(told):
+        o, e = out["observed"].to_numpy(float)[told], out["expected"].to_numpy(float)[told]
+        doubt = Doubt(np.column_stack([doubts[t] for t in told]), np.arange(len(told)))
+        family = pd.factorize(out["carrier"].to_numpy()[told])[0]
+        said = estimate(o, e, rng, family=family, doubt=doubt, sums=into[told], confidence=confidence)
+        out.loc[told, list(ESTIMATED)] = said.table[list(ESTIMATED)].to_numpy()
+        due = carriers["expected"].to_numpy(float)
+        some = np.flatnonzero(due > 0)
+        whole = summary(said.sums[:, some] / due[some], due[some], confidence)
+        carriers.loc[some, list(ESTIMATED)] = whole[list(ESTIMATED)].to_numpy()
+    for table in (out, carriers):
+        said_of = [_verdict(row) for _, row in table.iterrows()]
+        table["verdict"], table["why"] = [v for v, _ in said_of], [w for _, w in said_of]
+        needed = [trial(o, n) for o, n in zip(table["observed"], table["parcels"], strict=True)]
+        table["trial"] = np.where(table["verdict"] == "cannot tell", needed, 0)
+    for table, groups in (
+        (out, mine),
+        (carriers, [np.concatenate([mine[i] for i in np.flatnonzero(into == k)]) for k in range(len(carriers))]),
+    ):
+        table["since"] = pd.NaT
+        table["since"] = table["since"].astype("datetime64[us]")
+        for i in np.flatnonzero(table["verdict"] == "worse").tolist():
+            at = groups[i]
+            table.loc[i, "since"] = since(found.decided_at[at], found.label[at], expected[at])
+    return Corridors(worst_first(out), worst_first(carriers), expected)
 
 
-def _verdict(row: pd.Series[Any], told: bool) -> tuple[str, str]:
-    if not told:
+def _verdict(row: pd.Series[Any]) -> tuple[str, str]:
+    if np.isnan(row["ratio"]):
         if row["others"] == 0:
             return (
                 "cannot tell",
@@ -227,11 +232,13 @@ def since(decided: Array, label: Array, chance: Array) -> pd.Timestamp | None:
     Args:
         decided: (n,) datetime64[us].
         label: (n,) of the corridor's parcels.
-        chance: (n,) what others would have had.
+        chance: (n,) what others would have had, NaN where nobody can say.
 
     Returns:
         The most likely step of a Poisson rate, None where no step is `DATED` better than none.
     """
+    known = ~np.isnan(chance)
+    decided, label, chance = decided[known], label[known], chance[known]
     week = week_number(decided - 4 * DAY)  # weeks of the epoch begin on Thursdays
     number, place = np.unique(week, return_inverse=True)
     o, e = np.bincount(place, weights=label), np.bincount(place, weights=chance)

@@ -14,11 +14,11 @@ from features.dataset import Dataset
 from features.snapshot import Facts, on_clock
 from training.check import require
 from training.diagnosis.artefact import FORMAT, TABLES
-from training.diagnosis.corridors import cases, corridors
+from training.diagnosis.corridors import Corridors, cases, corridors
 from training.diagnosis.legs import LEGS, legs
 from training.diagnosis.parcels import TARGETS, Parcels, judged, parcels_of
 from training.diagnosis.parcels import table as parcel_table
-from training.diagnosis.products import products, set_aside
+from training.diagnosis.products import products, set_aside, traits
 from training.labels import labels
 from training.pipeline import Matrices, matrices_of, moment_in
 
@@ -91,8 +91,8 @@ def diagnose(
     why: dict[str, str] = {}
     parcels = parcels_of(facts, units["late"], end, start)
     failed = {target: judged(parcels, units[target], end) for target in TARGETS}
-    document["corridors"], expected = _corridors(parcels, failed, matrices, seed, progress, made, why)
     late = legs(facts, units["late"], end, start)
+    document["corridors"], expected = _corridors(parcels, failed, late, matrices, seed, progress, made, why)
     made["parcels"] = parcel_table(facts, parcels, failed, expected, late, end)
     why["parcels"] = "no parcel is old enough to judge"
     counts = late["leg"].value_counts()
@@ -105,7 +105,8 @@ def diagnose(
     document["products"] = {"why": "no order line is old enough to judge"}
     why["lines"] = why["products"] = document["products"]["why"]
     if len(lines):
-        made["products"], lines["expected"] = products(lines, matrices, seed=seed, say=progress)
+        progress(f"what {len(lines):,} lines of comparable products have come back for")
+        made["products"], lines["expected"] = products(lines, traits(lines, matrices), seed=seed, confidence=CONFIDENCE)
         found = made["products"]
         document["products"] = {
             "products": len(found),
@@ -128,14 +129,15 @@ def diagnose(
 def _corridors(
     parcels: Parcels,
     failed: Mapping[str, Array],
+    late: pd.DataFrame,
     matrices: Matrices,
     seed: int,
     say: Callable[[str], Any],
     made: dict[str, pd.DataFrame],
     why: dict[str, str],
 ) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The corridors of every target: a summary, and what others would have had with each parcel."""
-    found: list[pd.DataFrame] = []
+    """The corridors and carriers of every target: a summary, and what others would have had with each parcel."""
+    found: list[Corridors] = []
     document: dict[str, Any] = {}
     expected = {target: np.full(len(parcels), np.nan) for target in TARGETS}
     for target in TARGETS:
@@ -149,14 +151,30 @@ def _corridors(
         elif min(failures, len(told) - failures) < LEAST:
             said["why"] = f"{failures} of {len(told):,} parcels failed: at least {LEAST} of either are needed"
         else:
-            table, expected[target][at] = corridors(told, words, seed=seed, confidence=CONFIDENCE, say=say)
-            found.append(table)
-            said["verdicts"] = {str(k): int(v) for k, v in table["verdict"].value_counts().sort_index().items()}
+            found.append(corridors(told, words, seed=seed, confidence=CONFIDENCE, say=say))
+            expected[target][at] = found[-1].expected
+            counts = found[-1].table["verdict"].value_counts().sort_index()
+            said["verdicts"] = {str(k): int(v) for k, v in counts.items()}
         document[target] = said
     if found:
-        made["corridors"] = pd.concat(found, ignore_index=True)
-    why["corridors"] = "; ".join(sorted({d["why"] for d in document.values()} - {""}))
+        made["corridors"] = pd.concat([f.table for f in found], ignore_index=True)
+        made["carriers"] = _split(pd.concat([f.carriers for f in found], ignore_index=True), parcels, late)
+    why["corridors"] = why["carriers"] = "; ".join(sorted({d["why"] for d in document.values()} - {""}))
     return document, expected
+
+
+def _split(carriers: pd.DataFrame, parcels: Parcels, late: pd.DataFrame) -> pd.DataFrame:
+    """Carriers with their late parcels split by whose they were: ours, theirs, untold."""
+    at = pd.Index(parcels.parcel_id).get_indexer(pd.Index(late["parcel_id"]))
+    of = pd.DataFrame({name: parcels.places[name][at] for name in ("carrier", "service")})
+    of["whose"] = late["whose"].map({"ours": "ours", "carrier": "theirs", "cannot tell": "untold"})
+    for name in ("ours", "theirs", "untold"):
+        of[name] = of["whose"] == name
+    counts = of.groupby(["carrier", "service"])[["ours", "theirs", "untold"]].sum().reset_index().assign(target="late")
+    out = carriers.merge(counts, on=["target", "carrier", "service"], how="left")
+    split = out["target"] == "late"
+    out.loc[split, ["ours", "theirs", "untold"]] = out.loc[split, ["ours", "theirs", "untold"]].fillna(0)
+    return out
 
 
 def text(found: Diagnosis, most: int = 5) -> str:

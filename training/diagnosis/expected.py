@@ -18,7 +18,7 @@ import pandas as pd
 
 from features.arrays import Array
 from features.matrix import FeatureSet
-from training.diagnosis.shrink import DRAWS, ratios
+from training.diagnosis.shrink import ratios
 
 ROWS = 300_000
 """Parcels that the expectation is learned from at most; more make it hardly better."""
@@ -29,7 +29,6 @@ PARAMS = {
     "objective": "binary",
     "learning_rate": 0.08,
     "num_leaves": 15,
-    "min_data_in_leaf": 100,
     "lambda_l2": 20.0,
     "cat_l2": 20.0,
     "max_cat_threshold": 16,
@@ -76,7 +75,14 @@ def kept(features: FeatureSet) -> list[bool]:
 
 
 def held_out(
-    matrix: Array, label: Array, fold: Array, coded: list[int], seed: int, threads: int, also: Array | None = None
+    matrix: Array,
+    label: Array,
+    fold: Array,
+    coded: list[int],
+    seed: int,
+    threads: int,
+    also: Array | None = None,
+    leaf: int = 100,
 ) -> tuple[Array, Array]:
     """Chances of each row by a model that has not seen its fold.
 
@@ -88,6 +94,7 @@ def held_out(
         seed: of the model and of which rows are taken where there are more than `ROWS`.
         threads: of LightGBM.
         also: (m, f) float32, rows of no fold.
+        leaf: rows that a leaf holds at least.
 
     Returns:
         (n,) chances, and (m,) the mean of all models for the rows of no fold; NaN where a fold's rest holds one label.
@@ -101,7 +108,7 @@ def held_out(
         if not len(train) or label[train].min() == label[train].max():
             return np.full(len(label), np.nan), np.full(extra.shape[1], np.nan)
         data = lightgbm.Dataset(matrix[train], label[train], categorical_feature=coded)
-        model = lightgbm.train(PARAMS | {"seed": seed, "num_threads": threads}, data, TREES)
+        model = lightgbm.train(PARAMS | {"min_data_in_leaf": leaf, "seed": seed, "num_threads": threads}, data, TREES)
         out[fold == k] = np.asarray(model.predict(matrix[fold == k], num_threads=threads))
         if also is not None and len(also):
             extra[k] = np.asarray(model.predict(also, num_threads=threads))
@@ -136,5 +143,4 @@ def levels(label: Array, chance: Array, group: Array, groups: int, rng: np.rando
     observed = np.bincount(group, weights=label, minlength=groups)
     expected = np.bincount(group, weights=chance, minlength=groups)
     draws = ratios(observed, expected, rng)
-    assert draws.shape == (DRAWS, groups)
     return draws.mean(axis=0), draws

@@ -13,9 +13,6 @@ gene expression with a semiparametric hierarchical mixture method").
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -24,7 +21,7 @@ from features.reasons import NOT_STATED
 from features.snapshot import Facts
 from training.diagnosis.expected import held_out
 from training.diagnosis.parcels import text, week_number
-from training.diagnosis.shrink import ratios, summary, worst_first
+from training.diagnosis.shrink import Doubt, draws_for, estimate, worst_first
 from training.labels import Labels
 from training.models import cores
 from training.models.reasons import told
@@ -37,6 +34,24 @@ LEAST = 30
 """Lines that came back for the listings' own reasons, and lines that did not, from which products are compared."""
 
 OWNER = "listing"
+
+WORSE = 1.1
+"""A product comes back more than comparable ones from a tenth more on."""
+
+MODEL = 0.15
+"""Standard deviation of what is expected of a brand's products in a category, besides what chance made of the others':
+a few of those sell most, and their customers and prices are somewhat different ones."""
+
+LEAF, LEAVES = 100, 40
+"""Rows that a leaf holds at least, and into how many parts they may be cut at most: weight and price tell a product
+that sells much apart from all others, and what it comes back for is then expected of its likes."""
+
+STRENGTH = 4.0
+"""Expected events at which what a category's other brands had counts as much as what trees say."""
+
+FAR, SUSPECT = 1.5, 0.9
+"""A brand that comes back so many times as often as others of its category for one reason, with this probability, is
+no measure for them."""
 
 FOLDS = 3
 
@@ -107,76 +122,203 @@ def _refunded(facts: Facts, row: Array) -> Array:
     return np.asarray(np.where(there, paid, np.nan)[row])
 
 
+def traits(lines: pd.DataFrame, matrices: Matrices) -> Array:
+    """What comparable products are found by, (n, f) float32: goods, price, customer and week, nothing of the listing's
+    page or past. The last column but one is the category's code.
+
+    Args:
+        lines: from `set_aside`.
+        matrices: from `training.pipeline.matrices_of`.
+    """
+    every = matrices["line"][0]
+    chosen = every.only([(f.team in ("customer", "order")) or f.name in PEERS for f in every.features])
+    return np.column_stack(
+        [
+            cut(matrices, chosen, lines["row"].to_numpy()),
+            pd.factorize(lines["category"], sort=True)[0].astype(np.float32),
+            week_number(lines["decided_at"].to_numpy()).astype(np.float32),
+        ]
+    )
+
+
 def products(
-    lines: pd.DataFrame,
-    matrices: Matrices,
-    *,
-    seed: int = 0,
-    confidence: float = 0.9,
-    say: Callable[[str], Any] = lambda _: None,
+    lines: pd.DataFrame, matrix: Array, *, seed: int = 0, confidence: float = 0.9
 ) -> tuple[pd.DataFrame, Array]:
     """Every product, against comparable ones.
 
     Args:
         lines: from `set_aside`, one at least.
-        matrices: from `training.pipeline.matrices_of`.
-        seed: of the draws.
+        matrix: from `traits`.
+        seed: of the models and the draws.
         confidence: of the intervals.
-        say: told what is being done.
 
     Returns:
         A row per product, the worst first: sku, category, brand, lines, returns (of any reason), aside (of reasons that
         are not the listing's, or not stated), observed and expected (returns of the listing's reasons), ratio with low
-        and high, chance_worse, excess (returns beyond the expected, shrunk), named (bool), reason (the one with the
-        largest excess), verdict: worse, as expected, cannot tell, and why_not (why it is not said to be worse). And
-        (n,) the chance of a counted return of each line among comparable products, NaN where nobody can say.
+        and high, excess (returns beyond the expected, shrunk), reason (the one it is most surely worse for) with
+        reason_observed, reason_expected, reason_ratio, reason_low and reason_high, chance_worse (that the ratio, or
+        that of a reason, is above `WORSE`), named (bool), verdict: worse, as expected, cannot tell, and why_not
+        (why it is not said to be worse). And (n,) the chance of a counted return of each line among comparable products, NaN where
+        nobody can say.
     """
-    say(f"what {len(lines):,} lines of comparable products have come back for")
     code, skus = pd.factorize(lines["sku"], sort=True)
-    of_category, categories = pd.factorize(lines["category"], sort=True)
     own = lines["counted"].to_numpy(bool)
     n = len(skus)
     first = np.full(n, -1)
     first[code[::-1]] = np.arange(len(code))[::-1]
-    chance = np.full(len(lines), np.nan)
-    if min(own.sum(), (~own).sum()) >= LEAST:
-        every = matrices["line"][0]
-        chosen = every.only([(f.team in ("customer", "order")) or f.name in PEERS for f in every.features])
-        matrix = np.column_stack(
-            [
-                cut(matrices, chosen, lines["row"].to_numpy()),
-                of_category.astype(np.float32),
-                week_number(lines["decided_at"].to_numpy()).astype(np.float32),
-            ]
-        )
-        # Whole products are held out: none is compared with itself.
-        fold = (pd.util.hash_array(skus.to_numpy(object), categorize=False) % FOLDS).astype(np.int64)[code]
-        chance, _ = held_out(matrix, own.astype(np.int8), fold, [matrix.shape[1] - 2], seed, cores())
-    out = pd.DataFrame(
-        {
-            "sku": skus.to_numpy(object),
-            "category": lines["category"].to_numpy()[first],
-            "brand": lines["brand"].to_numpy()[first],
-            "lines": np.bincount(code, minlength=n),
-            "returns": np.bincount(code, weights=lines["returned"], minlength=n).astype(np.int64),
-            "observed": np.bincount(code, weights=own, minlength=n).astype(np.int64),
-            "expected": np.bincount(code, weights=chance, minlength=n),
-        }
-    )
+    category, brand = (lines[c].to_numpy()[first] for c in ("category", "brand"))
+    of_category = pd.factorize(category, sort=True)[0]
+    family = pd.factorize(pd.Series(brand + "\0" + category))[0]
+    reason, reasons = pd.factorize(lines["reason"].where(own), sort=True)
+    rng = np.random.default_rng(seed)
+    count = {
+        "lines": np.bincount(code, minlength=n),
+        "returns": np.bincount(code, weights=lines["returned"], minlength=n).astype(np.int64),
+        "observed": np.bincount(code, weights=own, minlength=n).astype(np.int64),
+    }
+    out = pd.DataFrame({"sku": skus.to_numpy(object), "category": category, "brand": brand, **count})
     out["aside"] = out["returns"] - out["observed"]
-    if np.isnan(chance).any():
+    peers = None
+    if min(own.sum(), (~own).sum()) >= LEAST:
+        folds = _folds(category, brand, code, skus.to_numpy(object))
+        peers = _peers(matrix, reason, len(reasons), of_category[code], family[code], folds, seed, rng)
+    if peers is None:
         why = f"{own.sum():,} returns of the listings' own reasons in all: {LEAST} are needed to compare products"
         return out.assign(verdict="cannot tell", named=False, why_not=why), np.full(len(lines), np.nan)
-    family = pd.factorize(pd.Series(out["brand"] + "\0" + out["category"]))[0]
-    draws = ratios(out["observed"].to_numpy(), out["expected"].to_numpy(), np.random.default_rng(seed), family)
-    out = out.join(summary(draws, out["expected"].to_numpy(), confidence))
-    out["named"] = named(out["chance_worse"].to_numpy())
+    chance, mix = peers
+    out["expected"] = np.bincount(code, weights=chance, minlength=n)
+    # The observed and expected of each reason, (n, reasons).
+    by_reason = np.zeros((n, len(reasons))), np.zeros((n, len(reasons)))
+    np.add.at(by_reason[0], (code[own], reason[own]), 1.0)
+    for k in range(len(reasons)):
+        by_reason[1][:, k] = np.bincount(code, weights=chance * mix[family[code], k], minlength=n)
+
+    def said(observed: Array, expected: Array) -> pd.DataFrame:
+        # What is expected of a brand's products comes from what other brands of the category had.
+        home = np.zeros(family.max() + 1, dtype=np.int64)
+        home[family] = of_category
+        others = np.bincount(of_category, observed)[home] - np.bincount(family, observed)
+        off = np.sqrt(MODEL**2 + 1 / (others + STRENGTH))
+        doubt = Doubt(np.exp(off * rng.normal(size=(draws_for(n), len(off)))), family)
+        return estimate(observed, expected, rng, family=family, doubt=doubt, confidence=confidence, worse=WORSE).table
+
+    whole = said(out["observed"].to_numpy(float), out["expected"].to_numpy(float))
+    each = [said(by_reason[0][:, k], by_reason[1][:, k]) for k in range(len(reasons))]
+    out = out.join(whole.drop(columns="chance_worst"))
+    chances = np.column_stack([t["chance_worse"] for t in each])
+    most = chances.argmax(axis=1)
+    out["chance_worse"] = np.maximum(out["chance_worse"], chances.max(axis=1))
+    out["reason"] = np.asarray(reasons, dtype=object)[most]
+    at = np.arange(n)
+    out["reason_observed"], out["reason_expected"] = by_reason[0][at, most], by_reason[1][at, most]
+    for name in ("ratio", "low", "high"):
+        out[f"reason_{name}"] = np.column_stack([t[name] for t in each])[at, most]
+    # A brand's trouble speaks for all its products, but none is named for what never came back.
+    out["named"] = named(np.where(out["reason_observed"] > 0, out["chance_worse"], 0.0))
     out["verdict"] = np.select(
         [out["named"], out["chance_worse"] <= 1 - confidence], ["worse", "as expected"], "cannot tell"
     )
-    out["reason"] = _reasons(lines, own, code, chance, of_category, len(categories), n)
     out["why_not"] = np.where(out["verdict"] == "cannot tell", "too early to say", "")
     return worst_first(out), chance
+
+
+def _folds(category: Array, brand: Array, code: Array, sku: Array) -> Array:
+    """The fold of each line, (n,) int64: whole brands of a category are held out, so that none is compared with itself.
+
+    What a brand does to all its products would otherwise be expected of each. Where a category has one brand only,
+    its products are held out one by one.
+    """
+    sizes = pd.DataFrame({"category": category, "brand": brand, "lines": np.bincount(code, minlength=len(sku))})
+    of = sizes.groupby(["category", "brand"])[["lines"]].sum().reset_index()
+    of = of.sort_values(["category", "lines", "brand"], ascending=[True, False, True], kind="stable")
+    of["fold"] = of.groupby("category").cumcount() % FOLDS
+    of["alone"] = of.groupby("category")["brand"].transform("size") == 1
+    found = sizes.merge(of.drop(columns="lines"), on=["category", "brand"], how="left")
+    single = (pd.util.hash_array(sku, categorize=False) % FOLDS).astype(np.int64)
+    return np.where(found["alone"], single, found["fold"]).astype(np.int64)[code]
+
+
+def _peers(
+    matrix: Array,
+    reason: Array,
+    reasons: int,
+    category: Array,
+    family: Array,
+    fold: Array,
+    seed: int,
+    rng: np.random.Generator,
+) -> tuple[Array, Array] | None:
+    """What comparable products have: those of other brands in the category.
+
+    Brands that come back far more than others of their category are no measure for those: they are left out, and what
+    is expected is learned again from the rest.
+
+    Args:
+        matrix: (n, f) from `traits`.
+        reason: (n,) int64 code of the listing's reason for which a line came back, -1 for none.
+        reasons: how many there are.
+        category, family: (n,) int64 codes of the category, and of the brand in it.
+        fold: (n,) int64.
+        seed, rng: of the models, and of draws.
+
+    Returns:
+        (n,) chance of a counted return of each line, and (families, reasons) the share of each reason in it; None where
+        nothing can be learned.
+    """
+    own, coded = (reason >= 0).astype(np.int8), [matrix.shape[1] - 2]
+    leaf = max(LEAF, len(own) // LEAVES)
+    chance, _ = held_out(matrix, own, fold, coded, seed, cores(), leaf=leaf)
+    if np.isnan(chance).any():
+        return None
+    left = np.ones(len(own), dtype=bool)
+    chance = chance * _level(own, chance, category, family, left)
+    mix = _mix(reason, reasons, category, family, left)
+    observed, expected = np.zeros_like(mix), mix * np.bincount(family, chance)[:, None]
+    np.add.at(observed, (family[reason >= 0], reason[reason >= 0]), 1.0)
+    of_reason = np.tile(np.arange(reasons), len(mix))
+    said = estimate(observed.ravel(), expected.ravel(), rng, family=of_reason, worse=FAR).table
+    suspect = (said["chance_worse"].to_numpy().reshape(mix.shape) > SUSPECT).any(axis=1)
+    left = np.asarray(~suspect)[family]
+    if left.all() or min(own[left].sum(), (1 - own[left]).sum()) < LEAST:
+        return chance, mix
+    again, others = held_out(matrix[left], own[left], fold[left], coded, seed, cores(), matrix[~left], leaf)
+    if np.isnan(again).any() or np.isnan(others).any():
+        return chance, mix
+    chance[left], chance[~left] = again, others
+    chance = chance * _level(own, chance, category, family, left)
+    return chance, _mix(reason, reasons, category, family, left)
+
+
+def _level(own: Array, chance: Array, category: Array, family: Array, measure: Array) -> Array:
+    """How much more the other brands of each line's category come back than trees say, which smooth over categories.
+
+    Args:
+        own, chance, category, family: (n,) as in `_peers`.
+        measure: (n,) bool, lines that are a measure for others.
+
+    Returns:
+        (n,) factors around 1, shrunk by `STRENGTH` events.
+    """
+    o, e = np.where(measure, own, 0.0), np.where(measure, chance, 0.0)
+    others = [
+        np.bincount(category, x, category.max() + 1)[category] - np.bincount(family, x, family.max() + 1)[family]
+        for x in (o, e)
+    ]
+    return np.asarray((others[0] + STRENGTH) / (others[1] + STRENGTH))
+
+
+def _mix(reason: Array, reasons: int, category: Array, family: Array, measure: Array) -> Array:
+    """Share of each reason in the counted returns of a category's other brands, (families, reasons), shrunk towards
+    that of all by `STRENGTH` events."""
+    said = measure & (reason >= 0)
+    of_category, of_family = np.zeros((category.max() + 1, reasons)), np.zeros((family.max() + 1, reasons))
+    np.add.at(of_category, (category[said], reason[said]), 1.0)
+    np.add.at(of_family, (family[said], reason[said]), 1.0)
+    home = np.zeros(len(of_family), dtype=np.int64)
+    home[family] = category
+    others = of_category[home] - of_family
+    usual = of_category.sum(axis=0) / max(of_category.sum(), 1.0)
+    return np.asarray((others + STRENGTH * usual) / (others.sum(axis=1, keepdims=True) + STRENGTH))
 
 
 def named(chance: Array, false: float = FALSE) -> Array:
@@ -193,21 +335,3 @@ def named(chance: Array, false: float = FALSE) -> Array:
     out = np.zeros(len(chance), dtype=bool)
     out[order[: int(np.count_nonzero(doubt <= false))]] = True
     return out
-
-
-def _reasons(
-    lines: pd.DataFrame, own: Array, code: Array, chance: Array, category: Array, categories: int, products: int
-) -> list[str | None]:
-    """The reason each product has most beyond what its category's mix makes of its expected returns."""
-    reason, names = pd.factorize(lines["reason"].where(own))
-    if not len(names):
-        return [None] * products
-    said = reason >= 0
-    mix = np.zeros((categories, len(names)))
-    np.add.at(mix, (category[said], reason[said]), 1.0)
-    mix = (mix + mix.sum(axis=0) / max(mix.sum(), 1.0)) / (mix.sum(axis=1, keepdims=True) + 1.0)
-    observed, expected = np.zeros((products, len(names))), np.zeros((products, len(names)))
-    np.add.at(observed, (code[said], reason[said]), 1.0)
-    np.add.at(expected, code, chance[:, None] * mix[category])
-    most = (observed - expected).argmax(axis=1)
-    return [str(names[k]) if observed[i, k] else None for i, k in enumerate(most.tolist())]

@@ -6,6 +6,7 @@ parcel and line:
     parcels, lines   the true probability of every target when the parcel is packed, given all its causes
     packages         the same for damage, had the very same parcel been packed in each of the packages
     carriers         the same for every target, had each of the carriers taken it
+    listings         the same for returns, had the listing been that of a comparable product
     teams            how much of the probability is whose: Shapley values over the owner teams of the causes
     returns          the true reason behind each return
     reachable        the AUC and log loss of who knows the true probabilities: nothing honest beats them
@@ -32,7 +33,7 @@ from features.vocabulary import TEAMS
 from training.world.decisions import BLOCK, Decisions, collection, draw
 from training.world.equations import OWNERS, Causes, LineCauses, Risks, causes, risks
 from training.world.outcomes import happen
-from training.world.scenario import PACKAGE_TYPES, Scenario
+from training.world.scenario import PACKAGE_TYPES, RETURN_REASONS, Scenario
 from training.world.scenarios import read
 from training.world.shop import Floats, Ints, open_shop
 from training.world.truth import SCENARIO, TRUTH, WORLD, line_ids, line_truth, parcel_ids, parcel_truth, return_truth
@@ -161,6 +162,64 @@ class Oracle:
             used = np.array(names, dtype=object)[d.carrier[:n]]
             parts.append(pd.DataFrame({"parcel_id": parcel_ids(d, n), "carrier": used, **with_each}))
         return pd.concat(parts, ignore_index=True)
+
+    def listings(self, references: int = 8, seed: int = 0) -> pd.DataFrame:
+        """Returns by reason, against those of comparable products.
+
+        The same line, sold to the same customer in the same parcel, gets the size, accuracy and make of products of
+        other brands in its category, as they would be without any listing's fault.
+
+        Args:
+            references: how many other lines each is held against.
+            seed: of their draw.
+
+        Returns:
+            One row per line, in the order of the `order_lines` table: line_id, the chance of a return for each reason,
+            `usual:` and the reason, were it a comparable product, and `planted` (whether a listing's fault meets it).
+        """
+        without = tuple(f for f in self.shop.scenario.faults if f.team != "listing")
+        clean_shop = replace(self.shop, scenario=replace(self.shop.scenario, faults=without))
+        named = ("size", "mismatch", "defect")
+        blocks, own, clean, category, brand, ids = [], [], [], [], [], []
+        for d, c, lines, n in self._blocks():
+            k = int(np.searchsorted(lines.parcel, n))
+            blocks.append((_rows(c, np.arange(n)), _rows(lines, np.arange(k))))
+            own.append(np.stack([getattr(lines, name)[:k] for name in named]))
+            clean.append(np.stack([getattr(causes(clean_shop, d)[1], name)[:k] for name in named]))
+            category.append(self.shop.products.category[d.sku[:k]])
+            brand.append(self.shop.products.brand[d.sku[:k]])
+            ids += line_ids(d, n)
+        now, every = np.concatenate(own, axis=1), np.concatenate(clean, axis=1)
+        kind, label = np.concatenate(category), np.concatenate(brand)
+        ends = np.cumsum([0, *(x.shape[1] for x in own)])
+
+        def reasons(terms: Floats) -> Floats:
+            parts = [
+                self._risks(c, replace(lines, **dict(zip(named, terms[:, a:b], strict=True)))).reasons
+                for (c, lines), a, b in zip(blocks, ends[:-1], ends[1:], strict=True)
+            ]
+            return np.concatenate(parts)
+
+        rng = np.random.default_rng(seed)
+        usual = np.zeros((len(ids), len(RETURN_REASONS)))
+        for _ in range(references):
+            drawn = np.empty_like(every)
+            for of_kind in np.unique(kind):
+                here = kind == of_kind
+                for of_brand in np.unique(label[here]):
+                    mine = here & (label == of_brand)
+                    others = np.flatnonzero(here & ~mine)
+                    pool = others if len(others) else np.flatnonzero(mine)
+                    drawn[:, mine] = every[:, rng.choice(pool, int(mine.sum()))]
+            usual += reasons(drawn) / references
+        return pd.DataFrame(
+            {
+                "line_id": ids,
+                **dict(zip(RETURN_REASONS, reasons(now).T, strict=True)),
+                **{f"usual:{r}": usual[:, i] for i, r in enumerate(RETURN_REASONS)},
+                "planted": (now != every).any(axis=0),
+            }
+        )
 
     def teams(self, target: str, ids: Sequence[str], references: int = 16, seed: int = 0) -> pd.DataFrame:
         """How much of each unit's true probability is whose, against what is usual.
