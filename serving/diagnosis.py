@@ -136,7 +136,10 @@ TABLES: dict[str, Spec] = {
             count_2="lines returns aside observed",
             number_3="expected ratio low high chance_worse excess",
             flag_4="named",
-            text_5="verdict reason why_not",
+            text_5="verdict reason",
+            count_5="reason_observed",
+            number_6="reason_expected reason_ratio reason_low reason_high",
+            text_6="why_not",
             date_6="from",
             number_7="worth",
             text_8="driver advice arguments",
@@ -299,22 +302,24 @@ class Where:
 
     Attributes:
         equal: column -> its value; None where it is absent.
+        known: columns that are not absent.
         time: column of times for the next two.
         begin, end: the time is not before the first and before the second, ISO dates or times; None: no bound.
     """
 
     equal: Mapping[str, Value] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
     time: str = "decided_at"
     begin: str | None = None
     end: str | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.equal or self.begin or self.end)
+        return bool(self.equal or self.known or self.begin or self.end)
 
 
 ALL = Where()
 _KIND_OF = {"INTEGER": "count", "REAL": "number"}
-Row = dict[str, Value]
+Row = dict[str, Any]
 
 
 class Diagnosis:
@@ -463,6 +468,16 @@ class Diagnosis:
         with self._connection() as connection:
             return [row[0] for row in connection.execute(query)]
 
+    def like(self, table: str, column: str, text: str, *, limit: int) -> list[Value]:
+        """Values of a column that hold a text, large and small letters alike. Raises QueryError."""
+        known = self.table(table)
+        name = _quoted(self._column(known, column))
+        query = (
+            f"SELECT DISTINCT {name} FROM {_quoted(table)} WHERE instr(lower({name}), lower(?)) ORDER BY {name} LIMIT ?"
+        )
+        with self._connection() as connection:
+            return [row[0] for row in connection.execute(query, (text, limit))]
+
     def where(self, table: str, equal: Mapping[str, str | None], **bounds: Any) -> Where:
         """Conditions given as text, such as in an address, with values of their columns' types.
 
@@ -504,6 +519,7 @@ class Diagnosis:
         for column, value in where.equal.items():
             terms.append(f"{_quoted(self._column(table, column))} {'IS NULL' if value is None else '= ?'}")
             values += [] if value is None else [value]
+        terms += [f"{_quoted(self._column(table, column))} IS NOT NULL" for column in where.known]
         for bound, sign in ((where.begin, ">="), (where.end, "<")):
             if bound is not None:
                 terms.append(f"{_quoted(self._column(table, where.time))} {sign} ?")

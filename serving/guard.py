@@ -35,6 +35,9 @@ MAX_BODY = 2_000_000
 DRAINED = 32_000_000
 """A refused body up to this long is read and thrown away, so that its sender gets to see the answer."""
 
+HIDDEN = ("/static/", "/rows/", "/v1/diagnosis/")
+"""Paths that an answer does not list: there are many alike."""
+
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _SLUGS = {
@@ -188,7 +191,7 @@ class Guard:
     def _check_target(self, scope: Scope) -> None:
         method = self.endpoints.get(scope["path"])
         if method is None:
-            known = ", ".join(f"{m} {p}" for p, m in self.endpoints.items() if not p.startswith("/static/"))
+            known = ", ".join(f"{m} {p}" for p, m in self.endpoints.items() if not p.startswith(HIDDEN))
             raise Refused(404, f"There is nothing at {scope['path'][:100]}; there is {known}")
         allowed = ("GET", "HEAD") if method == "GET" else (method,)
         if scope["method"] not in allowed:

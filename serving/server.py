@@ -60,6 +60,7 @@ def run(
     snapshot: str | os.PathLike[str] | None = None,
     policy: str | os.PathLike[str] | None = None,
     ledger: str | None = None,
+    diagnosis: str | os.PathLike[str] | None = None,
     *,
     out: TextIO | None = None,
 ) -> None:
@@ -73,6 +74,8 @@ def run(
         snapshot: likewise, default `DOORSTEP_SNAPSHOT`.
         policy: a policy's file; default `DOORSTEP_POLICY`. Without one, nothing is advised.
         ledger: URL of the database that decisions are recorded in; default `DOORSTEP_LEDGER`. Without, none are.
+        diagnosis: a diagnosis, as `doorstep diagnose` writes it; default `DOORSTEP_DIAGNOSIS`. Without one, its
+            pages say how to make one.
         out: where to say what is served and how to ask it; default stderr.
 
     Raises:
@@ -84,6 +87,7 @@ def run(
         ("DOORSTEP_BUNDLE", bundle),
         ("DOORSTEP_SNAPSHOT", snapshot),
         ("DOORSTEP_POLICY", policy),
+        ("DOORSTEP_DIAGNOSIS", diagnosis),
     ):
         if value is not None:
             os.environ[name] = os.path.abspath(value)
@@ -204,7 +208,12 @@ def _announce(url: str, workers: int, ledger: str | None, out: TextIO) -> None:
         time.sleep(0.1)
     else:
         return
-    for name, without in (("bundle", "base rates only"), ("snapshot", "base rates only"), ("policy", "no advice")):
+    for name, without in (
+        ("bundle", "base rates only"),
+        ("snapshot", "base rates only"),
+        ("policy", "no advice"),
+        ("diagnosis", "its pages say how to make one"),
+    ):
         path = os.environ.get(f"DOORSTEP_{name.upper()}")
         print(f"{name}: {path or f'none: {without}'}", file=out)
     print(f"ledger: {ledger or 'none: decisions are not recorded'}", file=out)

@@ -4,9 +4,9 @@ Nothing is decided here. One process holds one bundle, one snapshot and one poli
 request takes them once, when it is validated, and keeps them to the end.
 
 Settings, all optional: `DOORSTEP_BUNDLE` and `DOORSTEP_SNAPSHOT` (a directory, or a store of published versions),
-`DOORSTEP_POLICY` (a file), `DOORSTEP_LEDGER` (the URL of a database: decisions, outcomes and overrides are recorded),
-`DOORSTEP_MAX_BODY` (bytes), `DOORSTEP_WORKERS` (processes), `DOORSTEP_PREFIX` (what a proxy that does not strip it puts
-before every path), `DOORSTEP_LANGUAGE` (of the pages).
+`DOORSTEP_POLICY` (a file), `DOORSTEP_DIAGNOSIS` (a directory), `DOORSTEP_LEDGER` (the URL of a database: decisions,
+outcomes and overrides are recorded), `DOORSTEP_MAX_BODY` (bytes), `DOORSTEP_WORKERS` (processes), `DOORSTEP_PREFIX`
+(what a proxy that does not strip it puts before every path), `DOORSTEP_LANGUAGE` (of the pages).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from starlette.routing import Route
 from features.snapshot import Snapshot
 from serving.advice import Capacity
 from serving.bundle import Bundle
+from serving.diagnosis import SUMMARY, Diagnosis
 from serving.guard import MAX_BODY, PROBLEM, SCOPE_KEY, App, Guard, Refused
 from serving.ledger.schemas import DOCS, PATHS
 from serving.ledger.schemas import read as read_report
@@ -92,7 +93,7 @@ class Work:
 
 
 class Live:
-    """The bundle, the snapshot, the policy and the ledger of this process.
+    """The bundle, the snapshot, the policy, the diagnosis and the ledger of this process.
 
     Attributes:
         loaded: what is used now; replaced whole, in one assignment.
@@ -110,6 +111,9 @@ class Live:
         self.policy = Watcher(
             os.environ.get("DOORSTEP_POLICY") or None, self._load_policy, name="policy", on_change=self._swap
         )
+        self.diagnosis = Watcher(
+            os.environ.get("DOORSTEP_DIAGNOSIS") or None, Diagnosis.open, name="diagnosis", manifest=SUMMARY
+        )
         self.capacity = Capacity()
         self.loaded = Loaded(None, None, _RULES)
         self.on_swap: Callable[[Loaded], None] = lambda loaded: None
@@ -117,7 +121,7 @@ class Live:
 
     def start(self) -> None:
         """Load what is configured, then keep looking for new versions."""
-        for watcher in (self.snapshot, self.bundle, self.policy):
+        for watcher in (self.snapshot, self.bundle, self.policy, self.diagnosis):
             watcher.check()
             watcher.start()
         if os.environ.get("DOORSTEP_LEDGER"):
@@ -131,7 +135,7 @@ class Live:
 
     def stop(self) -> None:
         """Stop looking, and deliver what was recorded."""
-        for watcher in (self.snapshot, self.bundle, self.policy):
+        for watcher in (self.snapshot, self.bundle, self.policy, self.diagnosis):
             watcher.stop()
         if self.recorder is not None:
             self.recorder.close()
@@ -370,7 +374,15 @@ def _join(works: list[Work]) -> list[dict[str, Any]]:
 
 
 _together: Together[Work, dict[str, Any]] = Together(_join)
-_site = Site(Sources(_status, ENDPOINTS), language=os.environ.get("DOORSTEP_LANGUAGE") or "en")
+_site = Site(
+    Sources(
+        _status,
+        ENDPOINTS,
+        diagnosis=lambda: live().diagnosis.value,
+        diagnosis_problem=lambda: live().diagnosis.problem,
+    ),
+    language=os.environ.get("DOORSTEP_LANGUAGE") or "en",
+)
 _pages = page_routes(_site)
 ENDPOINTS |= {route.path: "GET" for route in _pages}
 _mounted = Starlette(

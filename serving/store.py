@@ -77,14 +77,18 @@ def publish(source: Path | str, store: Path | str, *, info: Mapping[str, Any]) -
     return target
 
 
-def resolve(path: Path | str) -> Path:
+def resolve(path: Path | str, manifest: str = MANIFEST) -> Path:
     """The directory `path` stands for: itself if it has a manifest, or the current version if it is a store.
+
+    Args:
+        path: the directory.
+        manifest: the file that makes a directory what is looked for.
 
     Raises:
         StoreError: it is neither.
     """
     path = Path(path)
-    if (path / MANIFEST).is_file():
+    if (path / manifest).is_file():
         return path
     pointer = path / POINTER
     try:
@@ -93,15 +97,15 @@ def resolve(path: Path | str) -> Path:
     except FileNotFoundError:
         found = "a directory" if path.is_dir() else "a file" if path.exists() else "nothing"
         raise StoreError(
-            f"{path}: expected a directory with {MANIFEST}, or a store with a {POINTER} file; found {found}"
+            f"{path}: expected a directory with {manifest}, or a store with a {POINTER} file; found {found}"
         ) from None
     except (ValueError, TypeError, KeyError) as e:
         raise StoreError(f"{pointer}: expected JSON with `directory`; {type(e).__name__}: {e}") from None
     if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
         raise StoreError(f"{pointer}: `directory` must name a directory beside it; given: {name!r}")
     target = path / name
-    if not (target / MANIFEST).is_file():
-        raise StoreError(f"{pointer} points to {target}, which has no {MANIFEST}; publish a version again")
+    if not (target / manifest).is_file():
+        raise StoreError(f"{pointer} points to {target}, which has no {manifest}; publish a version again")
     return target
 
 
@@ -116,6 +120,7 @@ class Watcher(Generic[T]):
         load: directory or file -> value. Whatever it raises refuses that version.
         name: what it is, for the log.
         on_change: called after `value` was replaced or a version refused, in the thread that looked.
+        manifest: the file that makes a directory what is watched for.
 
     Attributes:
         value: the last version that loaded, or None.
@@ -129,6 +134,7 @@ class Watcher(Generic[T]):
         *,
         name: str,
         on_change: Callable[[], None] = lambda: None,
+        manifest: str = MANIFEST,
     ) -> None:
         self.path = None if path is None else Path(path)
         self.value: T | None = None
@@ -136,6 +142,7 @@ class Watcher(Generic[T]):
         self._load = load
         self._name = name
         self._on_change = on_change
+        self._manifest = manifest
         self._seen: object = None
         self._tried_at = 0.0
         self._stop = threading.Event()
@@ -154,7 +161,7 @@ class Watcher(Generic[T]):
             logger.warning("no %s is published at %s, %s", self._name, self.path, self._without())
             return False
         try:
-            directory = self.path if self.path.is_file() else resolve(self.path)
+            directory = self.path if self.path.is_file() else resolve(self.path, self._manifest)
             value = self._load(directory)
         except Exception as e:
             self._seen = seen
@@ -194,7 +201,7 @@ class Watcher(Generic[T]):
         """What changes whenever something new is published, at the price of a few stat calls."""
         assert self.path is not None
         found: list[object] = []
-        for path in (self.path,) if self.path.is_file() else (self.path / MANIFEST, self.path / POINTER):
+        for path in (self.path,) if self.path.is_file() else (self.path / self._manifest, self.path / POINTER):
             try:
                 s = path.stat()
             except OSError:

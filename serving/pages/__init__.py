@@ -4,6 +4,12 @@
     texts     the catalogue: every word a page says, one file a language
     charts    figures as SVG, drawn at the server
     home      the overview
+    listings, carriers, warehouse: what a diagnosis tells the teams; `reading` is what they share
+    meeting   a carrier's meeting pack
+    brief     a team's week on one page
+    todo      what each team does first
+    rows      the rows a number is made of; `asked` reads which
+    data      the same as JSON and CSV
     static/   one style sheet, small scripts of our own
     texts/    the languages
 
@@ -18,17 +24,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving.pages import home
+from serving.pages import carriers, home, listings, meeting, rows, warehouse
+from serving.pages.data import DATA
 from serving.pages.site import Site, Sources, Status
 
 __all__ = ["PAGES", "Site", "Sources", "Status", "routes"]
 
-PAGES: dict[str, Callable[[Request], Response]] = {"/": home.page}
+PAGES: dict[str, Callable[[Request], Response]] = {
+    "/": home.page,
+    "/listings": listings.overview,
+    "/listings/product": listings.product,
+    "/carriers": carriers.overview,
+    "/carriers/carrier": carriers.carrier,
+    "/carriers/meeting": meeting.page,
+    "/warehouse": warehouse.overview,
+}
 """Path -> page. Paths are fixed, and what a page is about stands in the query (`/listings/product?sku=A%2FB`): an id
 may hold a slash, and the metrics keep a series for each path."""
 
 
 def routes(site: Site) -> list[Route]:
     """Every page and every file they need, for the application that serves them."""
-    pages = [Route(path, site.shown(page)) for path, page in PAGES.items()]
+    answers = {**PAGES, **rows.PAGES, "/carriers/meeting.zip": meeting.archive, **DATA}
+    pages = [Route(path, site.shown(page)) for path, page in answers.items()]
     return [*pages, *(Route(path, site.file) for path in site.files)]

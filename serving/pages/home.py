@@ -1,15 +1,57 @@
-"""The overview: where to go, and what the service answers with."""
+"""The overview: what is wrong, what to do first, whether it went as planned; and what the service answers with."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.diagnosis import Diagnosis, ReplacedError, Where
+from serving.guard import HIDDEN
+from serving.pages.carriers import late_all
+from serving.pages.carriers import split as late_split
+from serving.pages.listings import set_aside
+from serving.pages.reading import around
 from serving.pages.site import of
+from serving.pages.texts import Texts
+from serving.pages.todo import TEAMS, todo
+
+FIRST = 2
+"""Actions of each team."""
 
 
 def page(request: Request) -> Response:
     """The overview."""
     site = of(request)
-    endpoints = [(m, p) for p, m in site.sources.endpoints.items() if not p.startswith("/static/")]
-    return site.render(request, "overview.html", status_of=site.sources.status(), endpoints=endpoints)
+    endpoints = [(m, p) for p, m in site.sources.endpoints.items() if not p.startswith(HIDDEN)]
+    diagnosis = site.sources.diagnosis()
+    told: dict[str, Any] = {"diagnosed": False, "problem": site.sources.diagnosis_problem()}
+    if diagnosis is not None:
+        try:
+            told = {"diagnosed": True, **found(diagnosis, site.texts), **around(diagnosis, site.texts)}
+        except ReplacedError:
+            return site.render(request, "replaced.html", status=503)
+    return site.render(request, "overview.html", status_of=site.sources.status(), endpoints=endpoints, **told)
+
+
+def found(diagnosis: Diagnosis, texts: Texts) -> dict[str, Any]:
+    """What the overview shows of a diagnosis."""
+    worth = diagnosis.sums("products", ["worth"], Where({"named": 1}))
+    return {
+        "actions": [a for team in TEAMS for a in todo(diagnosis, team, texts, FIRST)],
+        "late": late_all(diagnosis),
+        "judged_late": diagnosis.total("parcels", Where(known=("late",))),
+        "split": lambda row: late_split(row, texts),
+        "returns": set_aside(diagnosis),
+        "lines": diagnosis.tables["lines"].rows,
+        "named": worth[0]["rows"] if worth else 0,
+        "worth": worth[0]["worth"] if worth else None,
+        "worse": diagnosis.total("corridors", Where({"verdict": "worse"})),
+        "corridors": diagnosis.tables["corridors"].rows,
+        "unready": diagnosis.total("readiness", Where({"verdict": "worse"})),
+        "readiness": diagnosis.tables["readiness"].rows,
+        "reality": diagnosis.rows("reality", sort="-period", limit=8),
+        "spikes": diagnosis.rows("spikes", sort="-began", limit=6),
+        "excess": diagnosis.rows("excess", limit=40),
+    }

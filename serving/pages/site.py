@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from serving.diagnosis import Diagnosis
 from serving.pages.texts import Texts
 
 HERE = Path(__file__).parent
@@ -54,10 +55,17 @@ class Sources:
     Attributes:
         status: what is loaded.
         endpoints: path -> method of everything that is answered.
+        diagnosis: the one that is served, None if there is none.
+        diagnosis_problem: why the one that is published is not served, None if it is or none is.
+        changes: of a product's listing, as recorded, the latest first: `changed_at` and `what`; None if the ledger does
+            not answer.
     """
 
     status: Callable[[], Status] = Status
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    diagnosis: Callable[[], Diagnosis | None] = lambda: None
+    diagnosis_problem: Callable[[], str | None] = lambda: None
+    changes: Callable[[str], list[dict[str, Any]] | None] = lambda sku: []
 
 
 @dataclass(frozen=True)
@@ -129,10 +137,12 @@ class Site:
         paths = set(self.sources.endpoints)
         navigation = [(name, path) for name, path in NAVIGATION if path in paths]
         here = request.url.path
-        text = self._environment.get_template(template).render(
-            url=url, static=static, navigation=navigation, here=here, **context
-        )
+        text = self.document(template, url=url, static=static, navigation=navigation, here=here, **context)
         return HTMLResponse(text, status, HEADERS)
+
+    def document(self, template: str, **context: Any) -> str:
+        """A template filled in, such as one that stands alone; all of `context` is shown as text."""
+        return self._environment.get_template(template).render(**context)
 
     def file(self, request: Request) -> Response:
         """A static file. One that is asked for by the digest of its content never changes: browsers may keep it."""

@@ -262,6 +262,14 @@ def shop() -> dict[str, Rows]:
                 }
             )
     named = [p["sku"] for p in products if p["named"]]
+
+    def sold(sku: str, first: str, last: str) -> tuple[int, int]:
+        mine = [x for x in lines if x["sku"] == sku and first <= x["decided_at"] < last]
+        return len(mine), sum(x["counted"] for x in mine)
+
+    changed = ("2026-09-01T08:00:00Z", "2026-09-20T08:00:00Z")
+    before = [sold(sku, "", at) for sku, at in zip(named, changed, strict=False)]
+    after = sold(named[0], changed[0], "9")
     late = [p for p in parcels if p["late"]]
     return {
         "parcels": parcels,
@@ -270,9 +278,15 @@ def shop() -> dict[str, Rows]:
         "carriers": _corridors(parcels, ("carrier", "service"), targets),
         "products": products,
         "peers": [
-            {"sku": sku, "peer": peer, "lines": 60, "returned": 6 + n, "ratio": 0.9 + n / 10, "low": 0.5, "high": 1.6}
+            {
+                "sku": sku,
+                "peer": peer["sku"],
+                "lines": peer["lines"],
+                "returned": peer["observed"],
+                **{n: peer[n] for n in ("ratio", "low", "high")},
+            }
             for sku in named
-            for n, peer in enumerate(s for s in SKUS[6:12] if s != sku)
+            for peer in [p for p in products if p["verdict"] == "as expected"][:6]
         ],
         "drivers": [
             {
@@ -293,15 +307,15 @@ def shop() -> dict[str, Rows]:
         "changes": [
             {
                 "sku": named[0],
-                "changed_at": "2026-09-01T08:00:00Z",
+                "changed_at": changed[0],
                 "what": "size guide added",
-                "before_lines": 30,
-                "before_returned": 9,
+                "before_lines": before[0][0],
+                "before_returned": before[0][1],
                 "before_ratio": 3.1,
                 "before_low": 2.2,
                 "before_high": 4.1,
-                "after_lines": 28,
-                "after_returned": 3,
+                "after_lines": after[0],
+                "after_returned": after[1],
                 "after_ratio": 1.2,
                 "after_low": 0.7,
                 "after_high": 1.9,
@@ -310,10 +324,10 @@ def shop() -> dict[str, Rows]:
             },
             {
                 "sku": named[1],
-                "changed_at": "2026-10-01T08:00:00Z",
+                "changed_at": changed[1],
                 "what": MARKUP,
-                "before_lines": 30,
-                "before_returned": 6,
+                "before_lines": before[1][0],
+                "before_returned": before[1][1],
                 "before_ratio": 2.1,
                 "before_low": 1.2,
                 "before_high": 3.1,

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from features.files import ArtefactError
+from serving.diagnosis import DATABASE, FORMAT, SUMMARY, TABLES
 from training.cli import main
-from training.diagnosis.artefact import DATABASE, FORMAT, SUMMARY, TABLES, rows, write
+from training.diagnosis.artefact import rows, write
 from training.world import generate
 
 

@@ -38,6 +38,8 @@ for _command in (
     models.score,
     decisions.effect,
     diagnosis.diagnose,
+    diagnosis.brief,
+    diagnosis.meeting_pack,
     models.promote,
     models.rollback,
     models.models,

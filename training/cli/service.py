@@ -33,6 +33,12 @@ from training.cli.voice import (
     envvar="DOORSTEP_LEDGER",
     help="Database that decisions are recorded in, such as sqlite:///ledger/ledger.db [default: none, not recorded].",
 )
+@click.option(
+    "--diagnosis",
+    type=click.Path(path_type=Path),
+    envvar="DOORSTEP_DIAGNOSIS",
+    help="A diagnosis for the pages [default: none].",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True, help="0 takes a free one.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
@@ -43,6 +49,7 @@ def serve(
     snapshot: Path,
     policy: Path | None,
     ledger: str | None,
+    diagnosis: Path | None,
     host: str,
     port: int,
     workers: int,
@@ -50,4 +57,13 @@ def serve(
     """Serve risks, explanations and advice over HTTP. Without a model it answers base rates, and says so."""
     from serving.server import run
 
-    run(host=host, port=port, workers=workers, bundle=bundle, snapshot=snapshot, policy=policy, ledger=ledger)
+    run(
+        host=host,
+        port=port,
+        workers=workers,
+        bundle=bundle,
+        snapshot=snapshot,
+        policy=policy,
+        ledger=ledger,
+        diagnosis=diagnosis,
+    )

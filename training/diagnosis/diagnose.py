@@ -12,8 +12,8 @@ import pandas as pd
 from features.arrays import Array
 from features.dataset import Dataset
 from features.snapshot import Facts, on_clock
+from serving.diagnosis import FORMAT, TABLES
 from training.check import require
-from training.diagnosis.artefact import FORMAT, TABLES
 from training.diagnosis.corridors import Corridors, cases, corridors
 from training.diagnosis.legs import LEGS, legs
 from training.diagnosis.parcels import TARGETS, Parcels, judged, parcels_of

@@ -158,8 +158,8 @@ def products(
         and high, excess (returns beyond the expected, shrunk), reason (the one it is most surely worse for) with
         reason_observed, reason_expected, reason_ratio, reason_low and reason_high, chance_worse (that the ratio, or
         that of a reason, is above `WORSE`), named (bool), verdict: worse, as expected, cannot tell, and why_not
-        (why it is not said to be worse). And (n,) the chance of a counted return of each line among comparable products, NaN where
-        nobody can say.
+        (why it is not said to be worse). And (n,) the chance of a counted return of each line among comparable
+        products, NaN where nobody can say.
     """
     code, skus = pd.factorize(lines["sku"], sort=True)
     own = lines["counted"].to_numpy(bool)

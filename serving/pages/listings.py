@@ -1,0 +1,101 @@
+"""Listings: products that come back for what their page says or leaves out, why, and what to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.diagnosis import Diagnosis, Row, Where
+from serving.pages.carriers import near
+from serving.pages.reading import around, read, whole
+from serving.pages.site import of
+
+FIRST = 5
+"""Products on top."""
+SHOWN = 25
+"""Products of a page of the table below."""
+VERDICTS = ("worse", "as expected", "cannot tell")
+
+
+def set_aside(diagnosis: Diagnosis, equal: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Every return that can be judged: how many, how many count, and why the others are set aside; it adds up."""
+    groups = diagnosis.sums("lines", [], Where({"returned": 1, **(equal or {})}), by=["counted", "aside"])
+    aside = [{"aside": g["aside"], "n": int(g["rows"] or 0)} for g in groups if not g["counted"]]
+    counted = sum(int(g["rows"] or 0) for g in groups if g["counted"])
+    aside.sort(key=lambda g: -int(g["n"]))
+    return {
+        "returns": counted + sum(g["n"] for g in aside),
+        "counted": counted,
+        "aside": sum(g["n"] for g in aside),
+        "reasons": aside,
+    }
+
+
+def first(diagnosis: Diagnosis, limit: int = FIRST) -> list[Row]:
+    """The products that are named, those worth most money first."""
+    return diagnosis.rows("products", Where({"named": 1}), sort="-worth", limit=limit)
+
+
+@read
+def overview(request: Request, diagnosis: Diagnosis) -> Response:
+    """The five products worth most, then all of them."""
+    site = of(request)
+    asked = request.query_params
+    equal = {n: asked[n] for n in ("verdict", "category") if asked.get(n)}
+    offset = int(asked["offset"]) if asked.get("offset", "").isascii() and asked.get("offset", "").isdigit() else 0
+    where = Where(equal)
+    return site.render(
+        request,
+        "listings.html",
+        first=first(diagnosis),
+        named=diagnosis.total("products", Where({"named": 1})),
+        returns=set_aside(diagnosis),
+        products=diagnosis.rows("products", where, sort="-worth", limit=SHOWN, offset=offset),
+        total=diagnosis.total("products", where),
+        verdicts=VERDICTS,
+        categories=diagnosis.values("products", "category", limit=200),
+        chosen=equal,
+        offset=offset,
+        shown=SHOWN,
+        **around(diagnosis, site.texts),
+    )
+
+
+@read
+def product(request: Request, diagnosis: Diagnosis) -> Response:
+    """One product: why it comes back, what to change, and what came of a change."""
+    site = of(request)
+    sku = whole(request.query_params, ("sku",))["sku"]
+    found = diagnosis.rows("products", Where({"sku": sku}), limit=1)
+    if not found:
+        return site.render(
+            request, "unknown.html", status=404, what="product", given=sku, near=near(diagnosis, "sku", sku),
+            **around(diagnosis, site.texts),
+        )  # fmt: skip
+    changes = diagnosis.rows("changes", Where({"sku": sku}), sort="-changed_at", limit=20)
+    reasons = diagnosis.sums("lines", ["value"], Where({"sku": sku, "returned": 1}), by=["counted", "reason", "owner"])
+    reasons.sort(key=lambda r: (-int(r["counted"] or 0), -int(r["rows"] or 0)))
+    return site.render(
+        request,
+        "product.html",
+        product=found[0],
+        peers=diagnosis.rows("peers", Where({"sku": sku}), limit=20),
+        drivers=diagnosis.rows("drivers", Where({"sku": sku}), sort="-share", limit=12),
+        reasons=reasons,
+        returns=set_aside(diagnosis, {"sku": sku}),
+        changes=changes,
+        recorded=pending(site.sources.changes(sku), changes),
+        can_record=site.sources.status().ledger and "/v1/changes" in site.sources.endpoints,
+        done=request.query_params.get("recorded"),
+        **around(diagnosis, site.texts),
+    )
+
+
+def pending(recorded: list[dict[str, Any]] | None, changes: list[Row]) -> list[dict[str, Any]] | None:
+    """Changes that were recorded and that the diagnosis does not know yet; None: the ledger does not answer."""
+    if recorded is None:
+        return None
+    known = {(str(c["changed_at"])[:10], c["what"]) for c in changes}
+    return [r for r in recorded if (str(r["changed_at"])[:10], r["what"]) not in known]

@@ -1,0 +1,151 @@
+"""What the pages that read a diagnosis share: none without one, errors as pages, the words around figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.diagnosis import Diagnosis, QueryError, ReplacedError, Row
+from serving.pages import charts
+from serving.pages.site import of
+from serving.pages.texts import Texts
+
+TONES: dict[str, str] = {
+    "worse": "bad",
+    "under": "bad",
+    "more than planned": "bad",
+    "above": "bad",
+    "over": "warn",
+    "below": "warn",
+    "as expected": "good",
+    "better": "good",
+    "fits": "good",
+    "as planned": "good",
+    "within": "good",
+}
+"""Verdict -> colour of its box; all others are `unsure`."""
+SIGNS: dict[str, str] = {"bad": "▲", "warn": "◆", "good": "●", "unsure": "?"}
+
+Context = dict[str, Any]
+
+
+def read(answer: Callable[[Request, Diagnosis], Response]) -> Callable[[Request], Response]:
+    """A page that needs a diagnosis; where there is none, a page that says so and what to do."""
+
+    def page(request: Request) -> Response:
+        site = of(request)
+        found = site.sources.diagnosis()
+        if found is None:
+            return site.render(request, "nothing.html", problem=site.sources.diagnosis_problem())
+        try:
+            return answer(request, found)
+        except QueryError as error:
+            return site.render(request, "question.html", status=400, error=error, **around(found, site.texts))
+        except ReplacedError:
+            return site.render(request, "replaced.html", status=503)
+
+    return page
+
+
+def around(diagnosis: Diagnosis, texts: Texts) -> Context:
+    """What every template of a diagnosis names: what it is of, and how figures are shown."""
+    document = diagnosis.document
+    return {
+        "of": {
+            "dataset": document.get("dataset") or "",
+            "as_of": document.get("as_of"),
+            "since": document.get("since"),
+            "simulated": bool(document.get("simulated")),
+            "confidence": float(document.get("confidence") or 0.9),
+        },
+        "tables": diagnosis.tables,
+        "tone": lambda verdict: TONES.get(verdict, "unsure"),
+        "sign": lambda verdict: SIGNS[TONES.get(verdict, "unsure")],
+        "money": lambda value: money(value, document, texts),
+        "times": lambda value: (
+            "–" if value is None else texts("figure.times", ratio=texts.number(value, 1 if value >= 10 else 2))
+        ),
+        "ratio_bar": lambda row, before="": ratio_bar(row, texts, before),
+        "share_bar": lambda row, top: share_bar(row, top, texts),
+        "advice": lambda row: advice(row, texts),
+        "compared": lambda row: compared(row, texts),
+        "sentence": sentence,
+    }
+
+
+def money(value: float | None, document: Mapping[str, Any], texts: Texts) -> str:
+    """An amount in the shop's currency."""
+    if value is None:
+        return "–"
+    return texts("figure.money", amount=texts.number(value), currency=document.get("currency") or "").strip()
+
+
+def ratio_bar(row: Row, texts: Texts, before: str = "") -> Any:
+    """The interval of a row's ratio as a figure; `before` stands in front of its columns' names."""
+    value, low, high = (row.get(f"{before}{n}") for n in ("ratio", "low", "high"))
+    if not isinstance(value, float) or not isinstance(low, float) or not isinstance(high, float):
+        return charts.ratio(None, None, None, texts("figure.no_ratio"))
+    said = texts("figure.ratio", ratio=texts.number(value, 2), low=texts.number(low, 2), high=texts.number(high, 2))
+    return charts.ratio(value, low, high, said)
+
+
+def share_bar(row: Row, top: float, texts: Texts) -> Any:
+    """The interval of a row's rate, against elsewhere's."""
+    rate, low, high, mark = (row.get(n) for n in ("rate", "low", "high", "elsewhere"))
+    if not isinstance(rate, float) or not isinstance(low, float) or not isinstance(high, float):
+        return ""
+    mark = mark if isinstance(mark, float) else None
+    shown = {n: texts.percent(v) for n, v in (("rate", rate), ("low", low), ("high", high), ("elsewhere", mark))}
+    return charts.share(rate, low, high, mark, top, texts("figure.share", **shown))
+
+
+def advice(row: Row, texts: Texts) -> str:
+    """What to change, from the key of a text and its arguments, "" if nothing is known."""
+    key = row.get("advice")
+    if not key:
+        return ""
+    try:
+        given = json.loads(str(row.get("arguments") or "{}"))
+    except ValueError:
+        given = {}
+    text = texts.all.get(f"advice.{key}")
+    if text is None or not isinstance(given, dict):
+        return texts.word("advice", key)
+    return text.format_map(
+        _Lenient({k: v if isinstance(v, str) else texts.number(v, int(v % 1 > 0)) for k, v in given.items()})
+    )
+
+
+def compared(row: Row, texts: Texts) -> str:
+    """A term of a listing here and on comparable pages."""
+    here, peers = (float(v) if isinstance(v := row[n], int | float) else None for n in ("value", "peers_value"))
+    if str(row["term"]).startswith("has_"):
+        shown = "–" if here is None else texts("figure.yes") if here else texts("figure.no")
+        return texts("product.has", here=shown, peers=texts.percent(peers, 0))
+    digits = [0 if v is None or v >= 20 or v == int(v) else 1 for v in (here, peers)]
+    return texts("product.here", here=texts.number(here, digits[0]), peers=texts.number(peers, digits[1]))
+
+
+def sentence(words: str | None) -> str:
+    """Words of the batch as a sentence."""
+    text = (words or "").strip()
+    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
+
+
+class _Lenient(dict[str, str]):
+    """What a batch did not say is left out of the sentence."""
+
+    def __missing__(self, key: str) -> str:
+        return "…"
+
+
+def whole(query: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    """What an address must name, for a page about one thing. Raises QueryError."""
+    for name in names:
+        if name not in query:
+            raise QueryError(name, "is missing", None, f"an address with {', '.join(names)}")
+    return {name: query[name] for name in names}

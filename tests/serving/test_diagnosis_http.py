@@ -1,0 +1,321 @@
+"""A diagnosis over HTTP, asked of the pages' application itself: JSON, CSV and what every page links to."""
+
+import asyncio
+import csv
+import html
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urljoin, urlsplit
+
+import diagnoses
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from serving.diagnosis import TABLES, Diagnosis
+from serving.pages import Site, Sources, Status, routes
+from serving.pages.data import written
+
+SHOP = diagnoses.shop()
+API = "/v1/diagnosis"
+
+
+class Http:
+    """Asks an application, without a network."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def get(self, url: str, **options: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://shop") as http:
+                return await http.get(url, **options)
+
+        return asyncio.run(ask())
+
+
+def client(directory: Path | None, **sources: Any) -> Http:
+    """The pages of a diagnosis, without the service around them."""
+    found = None if directory is None else Diagnosis.open(directory)
+    endpoints: dict[str, str] = {}
+    site = Site(Sources(sources.pop("status", Status), endpoints, diagnosis=lambda: found, **sources))
+    made = routes(site)
+    endpoints |= {route.path: "GET" for route in made}
+    return Http(Starlette(routes=made))
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Http:
+    return client(diagnoses.write(tmp_path_factory.mktemp("diagnosis")))
+
+
+def restored(text: str) -> str:
+    """A field of our CSV as it was."""
+    return text[1:] if text.startswith("'") else text
+
+
+class TestJson:
+    def test_the_summary_names_every_table_with_its_columns(self, shop: Http) -> None:
+        said = shop.get(API).json()
+        assert (said["dataset"], said["as_of"], said["simulated"]) == ("corner-shop", "2026-11-09T00:00:00Z", True)
+        assert said["tables"].keys() == TABLES.keys()
+        for name, table in said["tables"].items():
+            assert table["rows"] == len(SHOP[name])
+            assert set(TABLES[name].columns) <= table["columns"].keys()
+            assert shop.get(table["url"]).json()["total"] == table["rows"]
+
+    def test_pages_put_together_are_the_table(self, shop: Http) -> None:
+        url: str | None = f"{API}/parcels?carrier=swift&limit=37"
+        rows: list[dict[str, Any]] = []
+        while url:
+            said = shop.get(url).json()
+            rows += said["rows"]
+            url = said["next"]
+        expected = [p for p in SHOP["parcels"] if p["carrier"] == "swift"]
+        assert [r["parcel_id"] for r in rows] == [p["parcel_id"] for p in expected]
+        assert said["total"] == len(expected)
+        assert {k: rows[0][k] for k in expected[0]} == expected[0]
+
+    def test_filters_sort_and_absent_values(self, shop: Http) -> None:
+        said = shop.get(f"{API}/products?named=true&sort=-worth&limit=2").json()["rows"]
+        best = sorted((p for p in SHOP["products"] if p["named"]), key=lambda p: -p["worth"])[:2]
+        assert [r["sku"] for r in said] == [p["sku"] for p in best]
+        assert shop.get(f"{API}/parcels?null=late").json()["total"] == sum(p["late"] is None for p in SHOP["parcels"])
+        known = shop.get(f"{API}/parcels?known=late&decided_from=2026-08-10&decided_before=2026-08-17").json()["total"]
+        assert known == sum(p["late"] is not None and p["week"] == "2026-08-10" for p in SHOP["parcels"])
+
+    @pytest.mark.parametrize(
+        ("asked", "field", "allowed"),
+        [
+            ("parcels?colour=red", "colour", "carrier"),
+            ("parcels?late=often", "late", "a number"),
+            ("parcels?limit=1001", "limit", "1 to 1000"),
+            ("parcels?limit=-1", "limit", "1 to 1000"),
+            ("parcels?offset=x", "offset", "0 to"),
+            ("parcels?sort=-colour", "sort", "parcel_id"),
+            ("parcels?late=1&late=0", "late", "once"),
+            ("parcels?decided_from=yesterday", "decided_from", "2026-03-02"),
+            ("carriers?decided_from=2026-01-01", "decided_from", "carrier"),
+            ("parcels?null=colour", "colour", "carrier"),
+        ],
+    )
+    @pytest.mark.parametrize("ending", ["", ".csv"])
+    def test_what_cannot_be_answered_is_refused_by_name(
+        self, shop: Http, asked: str, field: str, allowed: str, ending: str
+    ) -> None:
+        table, _, query = asked.partition("?")
+        answer = shop.get(f"{API}/{table}{ending}?{query}")
+        assert answer.status_code == 400
+        assert answer.headers["content-type"] == "application/problem+json"
+        (fault,) = answer.json()["errors"]
+        assert fault["field"] == field
+        assert allowed in fault["allowed"]
+
+    def test_without_a_diagnosis_it_says_how_to_get_one(self) -> None:
+        http = client(None, diagnosis_problem=lambda: "it is damaged")
+        for path in (API, f"{API}/parcels", f"{API}/parcels.csv", "/carriers/meeting.zip?carrier=x"):
+            answer = http.get(path)
+            assert answer.status_code == 503
+            assert "it is damaged" in answer.json()["detail"]
+            assert "doorstep diagnose" in answer.json()["detail"]
+
+
+class TestCsv:
+    @pytest.mark.parametrize("query", ["", "?sku=%3D1%2B1&returned=1", "?null=reason&returned=1&sort=-value"])
+    def test_it_is_the_table_under_the_same_filter(self, shop: Http, query: str) -> None:
+        answer = shop.get(f"{API}/lines.csv{query}")
+        assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+        assert answer.headers["content-disposition"] == 'attachment; filename="lines.csv"'
+        rows = list(csv.DictReader(io.StringIO(answer.text, newline="")))
+        told: list[dict[str, Any]] = []
+        url: str | None = f"{API}/lines{query}{'&' if query else '?'}limit=1000"
+        while url:
+            said = shop.get(url).json()
+            told += said["rows"]
+            url = said["next"]
+        assert len(rows) == len(told)
+        assert [{c: restored(v) for c, v in row.items()} for row in rows] == [
+            {c: "" if v is None else str(v) for c, v in row.items()} for row in told
+        ]
+
+    def test_no_text_can_be_a_formula_and_all_of_it_can_be_restored(self) -> None:
+        values = [
+            "=1+1",
+            "+1",
+            "-1",
+            "@x",
+            "'=1",
+            "'",
+            "plain",
+            "a\nb",
+            '"quoted",',
+            "\t=1",
+            "\r=1",
+            -1,
+            -1.5,
+            None,
+            "",
+        ]
+        ((*read,),) = csv.reader(io.StringIO(written([values]).decode(), newline=""))
+        assert not any(v.startswith(("=", "+", "@", "\t", "\r")) for v in read)
+        assert [restored(v) for v in read] == ["" if v is None else str(v) for v in values]
+        assert read[values.index(-1)] == "-1"
+
+
+def links(http: Http, path: str) -> Iterator[tuple[str, str]]:
+    """Links to rows on a page, each with the number it stands on."""
+    text = http.get(path).text
+    for href, shown in re.findall(r'<a class="n" href="([^"]*)">([^<]*)</a>', text):
+        yield urljoin(path, html.unescape(href)), shown
+
+
+class TestPages:
+    PATHS = (
+        "/",
+        "/listings",
+        "/listings/product?sku=SKU-03",
+        "/carriers",
+        "/carriers?target=damaged",
+        "/carriers/carrier?carrier=swift",
+        "/warehouse",
+        "/warehouse?measure=documents_missing",
+    )
+
+    @pytest.mark.parametrize("path", PATHS)
+    def test_a_number_is_the_count_of_the_rows_it_links_to(self, shop: Http, path: str) -> None:
+        found = list(links(shop, path))
+        assert found
+        for href, shown in found:
+            at = urlsplit(href)
+            table = at.path.removeprefix("/rows/")
+            said = shop.get(f"{API}/{table}?{at.query}")
+            assert said.status_code == 200, href
+            if table in ("parcels", "lines", "products", "corridors") and "label_grade" not in at.query:
+                assert f"{said.json()['total']:,}" == shown, href
+            else:  # a figure of one row that holds it
+                assert said.json()["total"] >= 0
+
+    def test_late_parcels_and_returns_add_up(self, shop: Http) -> None:
+        text = re.sub(r"<[^>]*>", " ", shop.get("/listings").text)
+        (line,) = re.findall(r"([\d,]+)\s+returns\s+=\s+(.*?)\n", text)
+        assert int(line[0]) == sum(map(int, re.findall(r"\d+", line[1]))) == sum(x["returned"] for x in SHOP["lines"])
+        late = [p for p in SHOP["parcels"] if p["late"]]
+        shown = {s for href, s in links(shop, "/carriers") if "whose=" in href and "carrier=" not in href}
+        assert sum(map(int, shown)) == len(late)
+
+    @pytest.mark.parametrize("make", [diagnoses.empty, diagnoses.one_sided, diagnoses.write])
+    def test_every_link_of_every_page_leads_to_a_page(self, tmp_path: Path, make: Any) -> None:
+        http = client(make(tmp_path))
+        seen, todo = {"/docs.json"}, ["/"]
+        while todo and len(seen) < 150:
+            path = todo.pop(0)
+            if path in seen:
+                continue
+            seen.add(path)
+            answer = http.get(path)
+            assert answer.status_code == 200, path
+            if not answer.headers["content-type"].startswith("text/html"):
+                continue
+            assert answer.text.count("<h1") == 1
+            assert "<script>" not in answer.text and "<b>Fast" not in answer.text
+            for href in re.findall(r'href="([^"]*)"', answer.text):
+                at = urlsplit(urljoin(path, html.unescape(href)))
+                asked = "&".join(f"{k}" for k, _ in parse_qsl(at.query, keep_blank_values=True))
+                if (at.path, asked) not in seen:  # a page of each kind is enough
+                    seen.add((at.path, asked))  # type: ignore[arg-type]
+                    todo.append(f"{at.path}?{at.query}" if at.query else at.path)
+
+    def test_an_empty_diagnosis_says_why_on_every_page(self, tmp_path: Path) -> None:
+        http = client(diagnoses.empty(tmp_path))
+        for path in ("/", "/listings", "/carriers", "/warehouse", "/rows/parcels"):
+            assert diagnoses.NO_DATA in http.get(path).text, path
+
+    def test_names_are_text(self, shop: Http) -> None:
+        text = shop.get("/carriers/carrier", params={"carrier": diagnoses.MARKUP}).text
+        assert html.escape(diagnoses.MARKUP, quote=False).split("<")[0][:10] in text
+        assert "<script>alert" not in text
+        assert re.search(rf"<bdi[^>]*>{diagnoses.RIGHT_TO_LEFT}</bdi>", shop.get("/listings").text)
+        assert diagnoses.LONG.strip() in shop.get("/listings/product", params={"sku": diagnoses.LONG}).text
+
+    def test_what_is_not_there_is_said_to_be_not_there(self, shop: Http) -> None:
+        answer = shop.get("/listings/product?sku=sku-0")
+        assert answer.status_code == 404
+        assert "SKU-01" in answer.text
+        assert shop.get("/listings/product").status_code == 400
+        assert shop.get("/carriers/carrier?carrier=nobody").status_code == 404
+        assert shop.get("/rows/parcels?late=often").status_code == 400
+        assert shop.get("/carriers/meeting?carrier=nobody").status_code == 400
+
+
+class TestMeetingPack:
+    def test_the_command_gives_the_bytes_of_the_page(self, shop: Http, tmp_path: Path) -> None:
+        from click.testing import CliRunner
+
+        from training.cli import main
+
+        made = diagnoses.write(tmp_path / "diagnosis")
+        for carrier in ("swift", diagnoses.MARKUP):
+            out = tmp_path / carrier[:5].strip("<>")
+            for to in (out, out / "pack.zip"):
+                said = CliRunner().invoke(main, ["meeting-pack", str(made), "--carrier", carrier, "--out", str(to)])
+                assert said.exit_code == 0, said.output
+            archive = shop.get("/carriers/meeting.zip", params={"carrier": carrier}).content
+            assert (out / "pack.zip").read_bytes() == archive
+            with zipfile.ZipFile(io.BytesIO(archive)) as files:
+                for name in files.namelist():
+                    assert files.read(name) == (out / name).read_bytes()
+                assert files.namelist() == ["meeting.html", "parcels.csv", "definition.txt"]
+            page = shop.get("/carriers/meeting", params={"carrier": carrier})
+            assert page.content == (out / "meeting.html").read_bytes()
+            assert "unsafe" not in page.headers["content-security-policy"]
+        said = CliRunner().invoke(
+            main, ["meeting-pack", str(made), "--carrier", "nobody", "--out", str(tmp_path / "x")]
+        )
+        assert said.exit_code == 2 and "swift" in said.output
+
+    def test_its_parcels_are_all_that_failed_and_what_is_claimed_adds_up(self, shop: Http) -> None:
+        with zipfile.ZipFile(io.BytesIO(shop.get("/carriers/meeting.zip?carrier=swift").content)) as files:
+            rows = list(csv.DictReader(io.StringIO(files.read("parcels.csv").decode(), newline="")))
+            definition = files.read("definition.txt").decode()
+        targets = ("late", "failed_attempt", "damaged", "undelivered")
+        mine = [p for p in SHOP["parcels"] if p["carrier"] == "swift"]
+        assert sorted(r["parcel_id"] for r in rows) == sorted(
+            p["parcel_id"] for p in mine if any(p[t] == 1 for t in targets)
+        )
+        late = [r for r in rows if r["late"] == "1"]
+        claimed = [r for r in late if r["claimed"] == "1"]
+        assert len(claimed) == sum(p["whose"] == "carrier" for p in mine)
+        assert all(bool(r["excluded_because"]) == (r["claimed"] != "1") for r in rows)
+        for whose in ("ours", "cannot tell"):
+            assert f"- {sum(p['whose'] == whose for p in mine)} late parcels" in definition
+
+
+class TestBrief:
+    def test_it_says_what_to_do_and_what_came_of_last_week(self, tmp_path: Path) -> None:
+        from click.testing import CliRunner
+
+        from training.cli import main
+
+        now = diagnoses.write(tmp_path / "now")
+        best = next(p for p in SHOP["products"] if p["named"])
+        others = [{**p, "named": 0} if p["sku"] == best["sku"] else p for p in SHOP["products"]]
+        later = diagnoses.write(tmp_path / "later", {**SHOP, "products": others})
+        for team in ("packing", "listing", "carrier", "fulfilment"):
+            said = CliRunner().invoke(main, ["brief", str(now), "--team", team, "--week", "2026-W36"])
+            assert said.exit_code == 0, said.output
+            assert "No diagnosis of last week" in said.output
+        out = tmp_path / "out"
+        week = ["--team", "listing", "--week", "2026-W45", "--previous", str(now), "--out", str(out)]
+        assert CliRunner().invoke(main, ["brief", str(later), *week]).exit_code == 0
+        text = (out / "brief.md").read_text()
+        assert re.search(rf"- \u2068{re.escape(best['sku'])}\u2069.*No longer shown to be wrong", text)
+        assert text.count("No clear change") == 4
+        assert diagnoses.MARKUP not in (out / "brief.html").read_text()
+        for week in ("2026-W54", "46", "2027-W01"):
+            said = CliRunner().invoke(main, ["brief", str(now), "--team", "listing", "--week", week])
+            assert said.exit_code == 2 and "2026" in said.output
