@@ -6,7 +6,9 @@ season run through the same code, and a parcel's figures do not depend on the pa
 An action shifts the log-odds of a target, z_after = z_before + shift. What is known of the shift, in order of trust:
 
     measured         the policy states it as an experiment's result
-    model-estimated  a lever of the bundle (`serving.levers`); for another carrier or service, the parcel scored again
+    model-estimated  a lever of the bundle (`serving.levers`); for another carrier the carriers' lever
+                     (`serving.carriers`), the parcel scored again for its other pickup; for what that lever does not
+                     know, another service mostly, the parcel scored again with the other carrier
     assumed          the policy states it, and nobody has measured it
 
 Benefit is money: what failures cost times the change of their probabilities, less what the action costs.
@@ -29,12 +31,16 @@ from features.rows import Rows
 from features.treated import COLUMNS
 from features.vocabulary import LABEL_GRADES, TARGETS
 from serving.bundle import Bundle
+from serving.carriers import region_of
 from serving.explain import logistic
 from serving.levers import BETTER
 from serving.policy import ACTIONS, ANY, Action, Effect, Package, Policy, Tariff
 
 BAD_END = 1.644854
 """Standard errors from the estimate to the end that the truth is beyond in one of twenty cases."""
+
+LIKELY = 0.430727
+"""The same for one of three: another carrier's effects are shrunken, so that their errors are not what is picked."""
 
 ROUNDING = 1e-12
 """Probabilities that are closer than this are the same."""
@@ -165,6 +171,7 @@ class Options:
         least: (K,) benefit below which the action is not recommended.
         safe: (n, K) false for a weaker package that is worth it only if its effect is as small as estimated: the best
             of many estimates is too good to be true, and protection is taken away only where the bad end is worth it.
+            False also for another service of a carrier that is less likely than two to one to be worth anything.
         breaks: (n, K) another package or service with which the parcel breaks a packing rule that reads it.
         parcels, ladder: what it was made from, for the answer.
         line_parcel: (l,) the parcel of each line.
@@ -235,10 +242,12 @@ def weigh(
     if boxes.stop > boxes.start:
         offered[:, boxes], cost[:, boxes], co2e[:, boxes] = _packages(book, parcels, ladder)
     scored: dict[str, Array] = {}
+    left_open: dict[str, Array] = {}
     if services.stop > services.start:
         offered[:, services], cost[:, services], co2e[:, services] = _services(book, parcels)
         whole = matrix or (lambda unit: values(rows, bundle.columns(unit)))
-        scored = dict(_rescored(bundle, book, rows, offered[:, services], before, whole))
+        for target, found, error in _rescored(bundle, book, rows, offered[:, services], before, whole):
+            scored[target], left_open[target] = found, error
     cost += np.array([a.cost for a in book.actions])
     after, evidence, worst = _moved(bundle, book, rows, parcels, before, scored, offered)
 
@@ -249,6 +258,7 @@ def weigh(
     offered &= np.array(told, dtype=bool)
     factor = _factor(policy, parcels)
     saving, weighted, doubt = np.zeros((n, k)), np.zeros((n, k)), np.zeros((n, k))
+    variance = np.zeros((n, services.stop - services.start))
     for target, p in before.items():
         each, line = _failure(policy, parcels, target)[:, None], TARGETS[target].unit == "line"
         gain = (p[:, None] - after[target]) * each
@@ -261,11 +271,20 @@ def weigh(
             loss = np.maximum(worst[target] - after[target][:, boxes], 0.0) * each
             loss = _per_parcel(loss, rows.line_parcel, n) if line else loss
             doubt[:, boxes] += policy.weights.of(target) * loss * factor[:, None]
+        if target in left_open:
+            # A carrier is as good or bad to all lines of the parcel; what it does to one target says nothing of others.
+            p_after = after[target][:, services]
+            by_lever = np.array([e == ESTIMATED for e in evidence[target][services]])
+            error = by_lever * left_open[target] * p_after * (1.0 - p_after) * each
+            error = _per_parcel(error, rows.line_parcel, n) if line else error
+            variance += (policy.weights.of(target) * error * factor[:, None]) ** 2
+    doubt[:, services] = LIKELY * np.sqrt(variance)
     kilograms = np.where(np.isnan(co2e), 0.0, co2e) / 1000.0
     benefit = weighted - policy.weights.cost * cost - policy.weights.co2e * kilograms
     least = np.array([a.least_benefit for a in book.actions])
-    weaker = np.zeros((n, k), dtype=bool)
-    weaker[:, boxes] = book.levels[: boxes.stop] < parcels.level[:, None]
+    doubtful = np.zeros((n, k), dtype=bool)
+    doubtful[:, boxes] = book.levels[: boxes.stop] < parcels.level[:, None]
+    doubtful[:, services] = True
     return Options(
         keys=book.keys,
         actions=book.actions,
@@ -280,7 +299,7 @@ def weigh(
         co2e_g=co2e,
         benefit=benefit,
         least=least,
-        safe=~weaker | (benefit - doubt > 0.0),
+        safe=~doubtful | (benefit - doubt > 0.0),
         breaks=_breaks(book, rows, parcels),
         parcels=parcels,
         ladder=ladder,
@@ -606,8 +625,9 @@ def _rescored(
     can: Array,
     known: Mapping[str, Array],
     whole: Callable[[str], Array],
-) -> Iterator[tuple[str, Array]]:
-    """Probabilities of each target had each service of a carrier been used, where it can be: all scored together."""
+) -> Iterator[tuple[str, Array, Array]]:
+    """Probabilities of each target had each service of a carrier been used, where it can be, all together, and standard
+    errors of their log-odds; 0 where nobody can say one."""
     at, which = np.nonzero(can)
     tariffs = [book.tariffs[c] for c in which.tolist()]
     p = rows.parcels
@@ -625,20 +645,45 @@ def _rescored(
         "pickup_cutoff_at": np.where(usual, p["parcels", "pickup_cutoff_at"][at], collects),
     }
     other, lines = rows.as_if(at, columns)
-    changed = tuple(f"parcels.{column}" for column in columns)
-    matrix: dict[str, Array] = {}
-    for target, p_before in known.items():
-        unit = TARGETS[target].unit
-        if unit not in matrix:
-            features, moves = bundle.moving(unit, changed)
-            matrix[unit] = whole(unit)[at if unit == "parcel" else lines]
-            matrix[unit][:, moves] = values(other, features)
-        after = np.repeat(p_before[:, None], len(book.tariffs), axis=1)
-        place = (at, which) if unit == "parcel" else (lines, which[other.line_parcel])
-        after[place] = bundle.targets[target].probability(bundle.cut(target, matrix[unit]))
+    pickup, _ = rows.as_if(at, {"pickup_cutoff_at": columns["pickup_cutoff_at"]})
+    matrix: dict[tuple[str, bool], Array] = {}
+
+    def again(target: str, place: tuple[Array, Array], only_pickup: bool) -> Array:
+        """Probabilities of what is changed, at some rows and services."""
+        unit, before = TARGETS[target].unit, known[target][place[0]]
+        changed = ("parcels.pickup_cutoff_at",) if only_pickup else tuple(f"parcels.{c}" for c in columns)
+        features, moves = bundle.moving(unit, changed)
+        if not set(features.names) & set(bundle.targets[target].features.names):
+            return before
+        if (unit, only_pickup) not in matrix:
+            matrix[unit, only_pickup] = whole(unit)[place[0]]
+            matrix[unit, only_pickup][:, moves] = values(pickup if only_pickup else other, features)
+        found = bundle.targets[target].probability(bundle.cut(target, matrix[unit, only_pickup]))
         # Served risks are summed in another order, feature by feature: what differs by rounding is the same.
-        same = np.abs(after - p_before[:, None]) < ROUNDING
-        yield target, np.where(same, p_before[:, None], after)
+        return np.where(np.abs(found - before) < ROUNDING, before, found)
+
+    names, services = (np.array([getattr(t, f) for t in tariffs], dtype=object) for f in ("carrier", "service"))
+    services = np.where(services == ANY, "", services)
+    for target, p_before in known.items():
+        line = TARGETS[target].unit == "line"
+        place = (lines, which[other.line_parcel]) if line else (at, which)
+        level, own = (rows.lines, other.line_parcel) if line else (rows.parcels, slice(None))
+        shift, open_ = np.full((2, len(place[0])), np.nan)
+        if (lever := bundle.carriers.get(target)) is not None:
+            now = lever.positions(level["parcels", "carrier"], level["parcels", "service"])[place[0]]
+            region = lever.places(region_of(rows, lever.unit))[place[0]]
+            shift, open_ = lever.shift(region, now, lever.positions(names, services)[own])
+        told = ~np.isnan(shift)
+        found = np.empty(len(shift))
+        if told.any():
+            moved = again(target, place, only_pickup=True)
+            found = np.where(shift == 0.0, moved, _shifted(moved, np.where(told, shift, 0.0)))
+        if not told.all():
+            found = np.where(told, found, again(target, place, only_pickup=False))
+        after = np.repeat(p_before[:, None], len(book.tariffs), axis=1)
+        error = np.zeros_like(after)
+        after[place], error[place] = found, np.where(told, open_, 0.0)
+        yield target, after, error
 
 
 def _moved(
@@ -724,6 +769,12 @@ def _bad_end(stated: Effect, by: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         ends = np.log([[stated.low], [stated.high]]) * by
     return np.where(by == 0.0, 0.0, ends.max(axis=0))
+
+
+def _shifted(p: Array, shift: Array) -> Array:
+    """Probabilities whose log-odds are moved."""
+    with np.errstate(divide="ignore"):  # what is sure stays sure
+        return logistic(np.log(p) - np.log1p(-p) + shift)
 
 
 def _of_lines(step: Array, line_parcel: Array) -> Array:

@@ -413,6 +413,8 @@ class Advisor:
             why_not = f"its net benefit is not above {self._money(least)}"
         elif not o.safe[view.row, k]:
             why_not = "it is not sure enough that so little protection does no more harm"
+            if key.startswith("carrier:"):
+                why_not = "it is not sure enough that this carrier does better here"
         elif o.breaks[view.row, k]:
             why_not = "it breaks a packing rule"
         elif k in full:

@@ -2,8 +2,8 @@
 
 It holds, per target, the compiled trees that are served, LightGBM's own model text for people and audits, the two
 calibration numbers, and the features it was trained on; the same for the reasons of returns; the models of the
-time to the door; what levers do; and the shop's settings. It refuses to load where it would not answer as it was
-evaluated: another protocol, a changed file, or features that compute something else in this version.
+time to the door; what levers and carriers do; and the shop's settings. It refuses to load where it would not answer as
+it was evaluated: another protocol, a changed file, or features that compute something else in this version.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from features.files import ArtefactError, digest_of, seal, verify
 from features.matrix import FeatureSet, depending, fingerprint, inputs
 from features.settings import Settings
 from features.vocabulary import TARGETS
+from serving.carriers import CarrierLever
 from serving.explain import logistic, points, usual_words
 from serving.levers import Lever
 from serving.reasons import ReasonModel
@@ -30,7 +31,7 @@ from serving.trees import CompiledTrees
 from serving.windows import NAME as WINDOW
 from serving.windows import WindowModel
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raise when a bundle written before can no longer be read as it was meant."""
 
 KIND = "doorstep-bundle"
@@ -97,6 +98,7 @@ class Bundle:
         meta: what the training said of it: dataset, as_of, holdout_from, why a target was not trained.
         window: the model of the time to the door, None where it could not be trained.
         levers: what changing a raw column does to a target, at most one for each pair of them.
+        carriers: what another carrier does to a target, at most one for each target.
     """
 
     def __init__(
@@ -108,10 +110,12 @@ class Bundle:
         meta: Mapping[str, Any],
         window: WindowModel | None = None,
         levers: Sequence[Lever] = (),
+        carriers: Sequence[CarrierLever] = (),
     ):
         self.digest, self.name = digest, digest[:12]
         self.settings, self.targets, self.reasons, self.meta = settings, dict(targets), reasons, dict(meta)
         self.window, self.levers = window, tuple(levers)
+        self.carriers = {lever.target: lever for lever in carriers}
         self._moving: dict[tuple[str, tuple[str, ...]], tuple[FeatureSet, Array]] = {}
 
     @staticmethod
@@ -163,7 +167,8 @@ class Bundle:
                     f"{folder}: what the effect of {lever.column} on {lever.target} depends on is computed in another "
                     f"way in this version: train again with `{MAKE}`, or serve it with the version that made it"
                 )
-        return Bundle(digest_of(folder), settings, targets, reasons, meta["training"], window, levers)
+        carriers = [CarrierLever.from_json(x) for x in meta["carriers"]]
+        return Bundle(digest_of(folder), settings, targets, reasons, meta["training"], window, levers, carriers)
 
     @staticmethod
     def save(
@@ -175,6 +180,7 @@ class Bundle:
         reasons: ReasonModel | None = None,
         window: WindowModel | None = None,
         levers: Sequence[Lever] = (),
+        carriers: Sequence[CarrierLever] = (),
     ) -> Bundle:
         """Write a bundle, whole or not at all, and load it back.
 
@@ -187,6 +193,7 @@ class Bundle:
             reasons: the model of return reasons.
             window: the model of the time to the door.
             levers: what changing a raw column does to a target.
+            carriers: what another carrier does to a target.
         """
         to = Path(to)
         part = to.with_name(f".{to.name}.part")
@@ -219,6 +226,7 @@ class Bundle:
             "levers": [
                 {"lever": x.to_json(), "fingerprint": fingerprint(x.features(settings), settings)} for x in levers
             ],
+            "carriers": [x.to_json() for x in carriers],
         }
         seal(part, to, KIND, PROTOCOL, meta | {"training": dict(training)})
         return Bundle.load(to)

@@ -37,6 +37,7 @@ from training.labels import Labels, labels, maturity_rule
 from training.leaks import Leak, LeakError, leaks
 from training.maturity import TooYoung, matured_rate, news
 from training.models import MANY_ROWS, MIN_POSITIVES, MODELS, Fitted, ModelSpec, cores, fit
+from training.models.carriers import estimate_carriers
 from training.models.levers import estimate_levers
 from training.models.params import Params
 from training.models.reasons import FittedReasons, Returns, fit_reasons, judge_reasons, returns_of
@@ -222,6 +223,7 @@ def train(
         return cut(matrices, features, row)
 
     levers, found = estimate_levers(facts, able, read, start, end, seed, say)
+    carriers, carried = estimate_carriers(facts, able, read, start, end, seed, say)
     beside = min(len(MODELS), cores())
     say(f"fitting {len(MODELS)} targets, {beside} at a time")
 
@@ -249,6 +251,7 @@ def train(
         "targets": documents,
         WINDOW: window_document,
         "levers": found,
+        "carriers": carried,
     }
     fold = split(units["returned"], start, end)
     why, returns = None, None
@@ -264,7 +267,8 @@ def train(
     part.mkdir(parents=True)
     if fitted:
         say("writing the bundle")
-        training = {k: v for k, v in result.metrics.items() if k not in ("targets", REASON, WINDOW, "levers")} | {
+        apart = {"targets", REASON, WINDOW, "levers", "carriers"}
+        training = {k: v for k, v in result.metrics.items() if k not in apart} | {
             "not_trained": {n: r.why for n, r in result.targets.items() if r.status == "not_trained"}
         }
         bundle = Bundle.save(
@@ -278,6 +282,7 @@ def train(
             why.model if why is not None else None,
             window.model if window is not None else None,
             levers,
+            carriers,
         )
         for name in fitted:
             served, report = bundle.targets[name], result.targets[name]

@@ -31,6 +31,8 @@ from features.vocabulary import TARGETS
 from serving.actions import PROTECTED, weigh
 from serving.advice import Capacity, fingerprint, withheld
 from serving.bundle import Bundle
+from serving.carriers import CarrierLever
+from serving.explain import logistic
 from serving.levers import BETTER, Lever
 from serving.policy import Policy
 from serving.schemas import Answer
@@ -79,11 +81,23 @@ LEVERS = (
 )
 
 
+def carriers(target: str, error: float = 0.0, **effects: float) -> CarrierLever:
+    """The same everywhere; of the services of the simulated carriers those that several have."""
+    pairs = tuple((c, s) for c in effects for s in ("economy", "standard"))
+    covariance = tuple(tuple(error**2 * (i == j) for j in range(len(pairs))) for i in range(len(pairs)))
+    kinds, values = tuple(s for _, s in pairs), tuple(effects[c] for c, _ in pairs)
+    return CarrierLever(target, pairs, kinds, (), (values,), (covariance,), 1000, 100)
+
+
+CARRIERS = {"failed_attempt": carriers("failed_attempt", alba=-0.3, borea=0.0, corvus=0.4, dorado=0.1)}
+
+
 @pytest.fixture(scope="module")
 def shop(trained: Any) -> Shop:
     dataset = Dataset.open(trained.dataset)
     bundle = Bundle.load(trained.bundle)
     bundle.levers = LEVERS  # known ones, whatever a small shop could estimate
+    bundle.carriers = CARRIERS
     document = tomllib.loads(draft(dataset))
     document["tiers"][0]["from"] = 20.0  # some parcels have none
     document["weights"] |= {"speed": 1.3, "reliability": 0.9, "cost": 1.1, "co2e": 0.2}
@@ -191,32 +205,53 @@ def test_a_lever_shifts_the_log_odds_and_an_assumption_multiplies_the_odds(shop:
                 assert log_odds(after) - log_odds(before) == pytest.approx(change, abs=1e-9)
 
 
-def test_another_carrier_is_the_parcel_asked_about_once_more(shop: Shop) -> None:
+def test_another_carrier_is_the_lever_and_its_pickup_or_the_parcel_asked_about_once_more(shop: Shop) -> None:
     policy = shop.policy()
     bodies, _ = decide(shop.bundle, shop.snapshot, policy, shop.requests)
     zone = datetime.timezone(datetime.timedelta(hours=1))  # the shop's, in December
-    checked = 0
+    lever = CARRIERS["failed_attempt"]
+    effect = {c: e for (c, _), e in zip(lever.carriers, lever.effects[0], strict=True)}
+    checked = by_lever = 0
     for request, body in zip(shop.requests[:12], bodies, strict=False):
         for option in body["actions"]:
             kind, _, name = option["action"].partition(":")
             if kind != "carrier":
                 continue
             carrier, service = name.split("/")
-            other = copy.deepcopy(request)
             clock = shop.document["carriers"][carrier][service]["pickups"][request["parcel"]["node"]]
             day = request["parcel"]["packed_at"].astimezone(zone)
             hour, minute = map(int, clock.split(":"))
             cutoff = day.replace(hour=hour, minute=minute, second=0, microsecond=0)
+            collected, other = copy.deepcopy(request), copy.deepcopy(request)
+            collected["parcel"]["pickup_cutoff_at"] = cutoff
             other["parcel"] |= {"carrier": carrier, "service": service, "pickup_cutoff_at": cutoff}
-            [again] = answer(shop.bundle, shop.snapshot, [other])
+            [moved], [again] = (answer(shop.bundle, shop.snapshot, [x]) for x in (collected, other))
             for target, risk in again["risks"].items():
                 before, after = option["risks"].get(target, [body["risks"][target]["probability"]] * 2)
                 assert before == body["risks"][target]["probability"]
-                assert after == pytest.approx(risk["probability"], abs=1e-9)
+                expected = risk["probability"]
+                if target in CARRIERS and service != "express":  # no two of the lever's carriers have that
+                    step = effect[carrier] - effect[request["parcel"]["carrier"]]
+                    expected = logistic(log_odds(moved["risks"][target]["probability"]) + step)
+                    by_lever += 1
+                assert after == pytest.approx(expected, abs=1e-9)
             kept = math.prod(1 - line["probability"] for line in again["returns"])
             assert option["risks"]["returned"][1] == pytest.approx(1 - kept, abs=1e-9)
             checked += 1
-    assert checked > 10
+    assert checked > by_lever > 10
+
+
+def test_another_carrier_is_advised_only_where_it_is_likely_to_be_worth_it(shop: Shop, monkeypatch: Any) -> None:
+    policy, found = shop.policy(), {}
+    for error in (0.0, 2.0, 500.0):
+        lever = carriers("failed_attempt", error, alba=-0.6, borea=0.0, corvus=0.6, dorado=0.0)
+        monkeypatch.setattr(shop.bundle, "carriers", {"failed_attempt": lever})
+        options, _ = shop.options(policy, shop.requests)
+        service = np.array([k.startswith("carrier:") and not k.endswith("express") for k in options.keys])
+        worth = options.offered & (options.benefit > options.least) & service
+        found[error] = options.safe & worth
+        assert (found[error] == worth).all() == (error == 0.0)
+    assert found[0.0].sum() > found[2.0].sum() > found[500.0].sum() == 0
 
 
 def test_only_what_serves_the_corridor_is_offered(shop: Shop) -> None:

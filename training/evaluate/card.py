@@ -64,6 +64,7 @@ def model_card(result: TrainingResult, target: str | None = None, *, template: s
         "summary": summary(result),
         "reasons": "\n".join(_reasons(result.metrics.get("return_reason", {}))),
         "levers": "" if target else "\n".join(_levers(result.metrics.get("levers", []))),
+        "carriers": "" if target else "\n".join(_carriers(result.metrics.get("carriers", []))),
         "windows": "" if target else "\n".join(_windows(result.metrics.get("time_to_door", {}))),
     }
     try:
@@ -248,6 +249,19 @@ def _levers(found: list[dict[str, Any]]) -> list[str]:
         unsure = "cannot be told from none" if x["low"] <= 0 <= x["high"] else ""
         said = unsure if x["status"] == "estimated" else "not used: the estimate has the wrong sign"
         lines.append(f"| {x['column']} | {x['target']} | {size} | {x['rows']:,} | {x['positives']:,} | {said} |")
+    return lines if found else ["None: no target was trained."]
+
+
+def _carriers(found: list[dict[str, Any]]) -> list[str]:
+    """What carriers' services do, as a table."""
+    lines = ["| carrier | on | log-odds against the others | from region to region |", "|---|---|---|---|"]
+    for x in found:
+        if x["status"] == "not_estimated":
+            lines.append(f"| – | {x['target']} | not estimated: {x['why']} | – |")
+            continue
+        for name, e in x["effects"].items():
+            size = f"{e['effect']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}]"
+            lines.append(f"| {name} | {x['target']} | {size} | ± {x['varies']['region']:.2f} |")
     return lines if found else ["None: no target was trained."]
 
 

@@ -140,7 +140,7 @@ def _levers_of(
     treated = FeatureSet.named(unit, columns, settings)
     doses = matrix(treated, row).astype(np.float64)
     use = np.flatnonzero(~np.isnan(doses).any(axis=1))
-    use = use[_sampled(y[use], MOST_ROWS)]
+    use = use[sampled(y[use], MOST_ROWS)]
     row, y, doses = row[use], y[use], doses[use]
     group = units.group[fold.train][use]
     moves = [np.ptp(dose) > 0 if len(dose) else False for dose in doses.T]
@@ -230,10 +230,10 @@ def orthogonal(
     for k in range(FOLDS):
         out = parts == k
         learn = ~out
-        log_odds[out] = _fit(x[learn], y[learn], x[out], seed, binary=True)
+        log_odds[out] = fit(x[learn], y[learn], x[out], seed, binary=True)
         controls = learn & (y == 0)
         for c in range(doses.shape[1]):
-            left[out, c] = doses[out, c] - _fit(x[controls], doses[controls, c], x[out], seed, binary=False)
+            left[out, c] = doses[out, c] - fit(x[controls], doses[controls, c], x[out], seed, binary=False)
     d = np.column_stack([at * left[:, [c]] for c, at in enumerate(moderators)])
     # The first term of a treatment is free, the others are held near 0, in standard deviations of what is left of it.
     hold = [[0.0, *[(left[:, c].std() / DEPENDS) ** 2] * (at.shape[1] - 1)] for c, at in enumerate(moderators)]
@@ -289,7 +289,7 @@ def folds_of(group: Array) -> Array:
     return (hash_codes(group) >> np.uint64(17)).astype(np.int64) % FOLDS
 
 
-def _sampled(y: Array, most: int) -> Array:
+def sampled(y: Array, most: int) -> Array:
     """Positions of all rows with the outcome and of evenly spaced ones without it, `most` in all at most."""
     happened, did_not = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
     if len(happened) > most // 2:
@@ -300,7 +300,7 @@ def _sampled(y: Array, most: int) -> Array:
     return np.sort(np.concatenate([happened, did_not]))
 
 
-def _fit(x: Array, y: Array, at: Array, seed: int, *, binary: bool) -> Array:
+def fit(x: Array, y: Array, at: Array, seed: int, *, binary: bool) -> Array:
     """What trees learned on (x, y) say of the rows `at`: log-odds, or a mean."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import lightgbm as lgb
