@@ -271,12 +271,14 @@ def table(summary: pd.DataFrame, head: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--parcels", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--shop", nargs="+", default=list(SHOPS), choices=list(SHOPS))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3, help="years to live through, seeds from 0")
+    parser.add_argument("--parcels", type=int, default=20_000, help="parcels of each year")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="of 27 days each, from April on; 10 at most fit the year"
+    )
+    parser.add_argument("--shop", nargs="+", default=list(SHOPS), choices=list(SHOPS), help="who lives through them")
+    parser.add_argument("--json", type=Path, help="file for every figure of every round, written after each shop")
+    parser.add_argument("--write", action="store_true", help="put the table and the plot into docs/feedback.*")
     args = parser.parse_args()
     began = time.monotonic()
 

@@ -10,6 +10,7 @@ costs, with true probabilities. Figures are means over the seeds; intervals are 
     money       per 1,000 parcels against doing nothing: the advice, always acting, a threshold on risk, the oracle
     regret      what the advice leaves of the oracle's gain, by the oracle's action and by the advised one
     packages    damage in every other package against the true one: the adjusted lever, the trees, crude rates
+    carriers    every other carrier's change of each risk against the true one: the carriers' lever, the trees
     products    products whose parcels should be packed weaker or stronger, found among those the oracle would change
 
 `--write` puts the tables into docs/actions-truth.md.
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +77,7 @@ class Weighed:
 
     Attributes:
         options: what the service would say.
+        trees_only: the same without carriers' levers: the parcel scored again for another carrier.
         rows: the parcels.
         true: (n, K) true net benefit of each action; NaN where it is not offered.
         true_after: per target, (n, K + 1) or (l, K + 1) true probabilities; the first column is doing nothing.
@@ -83,6 +86,7 @@ class Weighed:
     """
 
     options: Options
+    trees_only: Options
     rows: Rows
     true: Array
     true_after: dict[str, Array]
@@ -106,7 +110,11 @@ def prepare(folder: Path, scenario: Scenario, parcels: int, seed: int, say: Say)
 def weighed(bundle: Bundle, policy: Policy, facts: Facts, ids: Array, acting: Acting, start: np.datetime64) -> Weighed:
     """Weigh some parcels, and ask the oracle about them."""
     rows = some(facts, ids, "parcel")
-    options = weigh(bundle, policy, rows, probabilities(bundle, rows))
+    known = probabilities(bundle, rows)
+    options = weigh(bundle, policy, rows, known)
+    plain = copy(bundle)
+    plain.carriers = {}
+    trees_only = weigh(plain, policy, rows, known)
     truth = acting.potential([None, *options.keys])
     parcel = pd.Index(truth.parcel_id).get_indexer(pd.Index(rows.parcel_id))
     line = pd.Index(truth.line_id).get_indexer(pd.Index(rows.line_id))
@@ -125,7 +133,7 @@ def weighed(bundle: Bundle, policy: Policy, facts: Facts, ids: Array, acting: Ac
             "protection_level": np.full(len(ids), float(level)),
         }
         trees.append(model.probability(values(some(facts, ids, "parcel", **changed), model.features)))
-    return Weighed(options, rows, true, true_after, crude, np.stack(trees, axis=1))
+    return Weighed(options, trees_only, rows, true, true_after, crude, np.stack(trees, axis=1))
 
 
 def probabilities(bundle: Bundle, rows: Rows) -> dict[str, Array]:
@@ -178,6 +186,7 @@ def money(w: Weighed) -> dict[str, float]:
     fixed = np.nansum(np.where(o.offered, true, 0.0), axis=0) * per
     ways = {
         "the advice": chosen(true, o.best()).sum() * per,
+        "the advice, carriers by the trees": chosen(true, w.trees_only.best()).sum() * per,
         "always the likeliest action": chosen(true, offered.argmax(axis=1)).sum() * per,
         "always the same action, the best one": float(fixed.max()),
         "a threshold on risk, the best one": threshold(w) * per,
@@ -250,6 +259,29 @@ def packages(w: Weighed) -> dict[str, float]:
     return out
 
 
+def carriers(w: Weighed) -> dict[str, float]:
+    """Change of each risk with every other carrier that is offered, in log-odds, against the true one: error, slope."""
+    at = [k for k, key in enumerate(w.options.keys) if key.startswith("carrier:")]
+    out = {}
+
+    def log_odds(p: Array) -> Array:
+        p = np.clip(p, 1e-9, 1 - 1e-9)
+        return np.asarray(np.log(p) - np.log1p(-p))
+
+    for target, before in w.options.before.items():
+        offered = w.options.offered[:, at]
+        offered = offered[w.options.line_parcel] if TARGETS[target].unit == "line" else offered
+        potential = log_odds(w.true_after[target])
+        true = (potential[:, 1:] - potential[:, :1])[:, at]
+        use = offered & ~np.isnan(true)
+        for name, options in (("carriers' lever", w.options), ("trees, scored again", w.trees_only)):
+            guess = log_odds(options.after[target][:, at]) - log_odds(before)[:, None]
+            gap = np.sum((guess - true)[use] ** 2) / np.sum(true[use] ** 2)
+            out[f"error: {name}, {target}"] = 100 * float(np.sqrt(gap))
+            out[f"slope: {name}, {target}"] = float(np.sum((guess * true)[use]) / np.sum(true[use] ** 2))
+    return out
+
+
 def products(w: Weighed) -> dict[str, float]:
     """Products packed too weak or too strong, found by the advice among those the oracle would change."""
     o = w.options
@@ -280,6 +312,7 @@ MEASURES: dict[str, Callable[[Weighed], dict[str, float]]] = {
     "money": money,
     "regret": regret,
     "packages": packages,
+    "carriers": carriers,
     "products": products,
 }
 
@@ -304,6 +337,7 @@ def tables(summary: dict[str, dict[str, dict[str, tuple[float, float, float]]]],
         "money": "Net money per 1,000 parcels against doing nothing (EUR), and share of the oracle's gain (%)",
         "regret": "Regret per 1,000 parcels (EUR), and parcels (of 1,000)",
         "packages": "Change of damage in another package: predicted against true",
+        "carriers": "Change of a risk with another carrier and its pickup, in log-odds: predicted against true",
         "products": "Products packed too weak or too strong",
     }
     out = [head, ""]
@@ -332,11 +366,14 @@ def write(page: Path, text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", nargs="+", default=list(SCENARIOS), choices=list(shipped()))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--parcels", type=int, default=20_000)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--write", action="store_true")
+    names = list(shipped())
+    parser.add_argument(
+        "--scenario", nargs="+", default=list(SCENARIOS), choices=names, help="kinds of shop, each with every seed"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="shops per scenario, seeds from 0")
+    parser.add_argument("--parcels", type=int, default=20_000, help="parcels of each shop, a year of them")
+    parser.add_argument("--json", type=Path, help="file for every shop's figures, written after each shop")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.relative_to(ROOT)}")
     args = parser.parse_args()
     began = time.monotonic()
 
