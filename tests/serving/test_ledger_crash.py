@@ -127,10 +127,10 @@ def test_a_thousand_states_after_a_power_loss(fast: Path, monkeypatch: pytest.Mo
 
 
 def test_workers_killed_under_load_lose_nothing(database_url: str, tmp_path: Path) -> None:
-    acknowledged, records = kill_workers(database_url, tmp_path, 3)
+    acknowledged, records = kill_workers(database_url, tmp_path, 2)
     assert records >= acknowledged > 15
 
 
 def test_a_database_killed_under_load_loses_nothing(server: Any, tmp_path: Path) -> None:
-    acknowledged, records = kill_postgres(server, tmp_path, 2)
-    assert records >= acknowledged > 100
+    acknowledged, records = kill_postgres(server, tmp_path, 1)
+    assert records >= acknowledged > 50

@@ -120,7 +120,31 @@ def test_a_service_without_a_ledger_imports_none_of_it_and_says_so(bare: Any) ->
     assert done.stdout.strip() == "[]"
 
 
-def test_the_packer_is_answered_when_nothing_can_be_recorded(
+HINDERED = """
+import os, time
+from serving.guard import Refused
+from serving.ledger import Recorder, journal
+
+write, report = journal.Disk.write, Recorder.report
+
+def full(self, file, data, at):
+    if b'"p2"' in data:
+        raise OSError(28, "No space left on device")
+    write(self, file, data, at)
+
+def slow(self, path, content):
+    if content["decision_id"] != "slow":
+        return report(self, path, content)
+    while not os.path.exists(os.environ["GO"]):
+        time.sleep(0.02)
+    raise Refused(503, "slow")
+
+journal.Disk.write, Recorder.report = full, slow
+"""
+"""The disk is full for what is said of p2, and the database keeps reports about the decision `slow` waiting."""
+
+
+def test_the_packer_is_answered_whatever_becomes_of_the_record(
     run_service: Callable[..., Any], tmp_path: Path, policy: Path
 ) -> None:
     env = settings(tmp_path, f"postgresql://nobody@/nothing?host={tmp_path}", policy)  # down from the start
@@ -132,7 +156,14 @@ def test_the_packer_is_answered_when_nothing_can_be_recorded(
         said = post("/v1/outcomes", json=outcome)
         assert "does not answer" in problem(said, 503)["detail"] and said.headers["retry-after"] == "2"
     env = settings(tmp_path, f"sqlite:///{tmp_path}/ledger.db", policy)
-    with run_service(FULL, **env) as service:
+    told: list[str] = []
+
+    def tell(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
+            told.append(http.post("/v1/outcomes", json={"key": "k", "decision_id": "slow", **OUTCOME}).json()["detail"])
+
+    go = tmp_path / "go"
+    with run_service(HINDERED, **env, GO=go) as service:
         post = service.http.post
         answer = post("/v1/risk", json=request("p2"))
         assert answer.status_code == 200
@@ -140,56 +171,15 @@ def test_the_packer_is_answered_when_nothing_can_be_recorded(
         assert service.metrics()["doorstep_not_recorded_total"] == 1
         assert post("/v1/outcomes", json=outcome).status_code == 200, "p1 was delivered in the meantime"
 
-
-FULL = """
-from serving.ledger import journal
-
-write = journal.Disk.write
-
-def full(self, file, data, at):
-    if b'"p2"' in data:
-        raise OSError(28, "No space left on device")
-    write(self, file, data, at)
-
-journal.Disk.write = full
-"""
-
-
-SLOW = """
-import os, time
-from serving.guard import Refused
-from serving.ledger import Recorder
-
-def slow(self, path, content):
-    while not os.path.exists(os.environ["GO"]):
-        time.sleep(0.02)
-    raise Refused(503, "slow")
-
-Recorder.report = slow
-"""
-
-
-def test_a_database_that_keeps_reports_waiting_does_not_keep_the_packer_waiting(
-    run_service: Callable[..., Any], tmp_path: Path, policy: Path
-) -> None:
-    env = settings(tmp_path, f"sqlite:///{tmp_path}/ledger.db", policy)
-    said: list[str] = []
-
-    def report(url: str) -> None:
-        with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
-            said.append(http.post("/v1/outcomes", json={"key": "k", "decision_id": "d", **OUTCOME}).json()["detail"])
-
-    go = tmp_path / "go"
-    with run_service(SLOW, **env, GO=go) as service:
-        threads = [threading.Thread(target=report, args=(service.url,)) for _ in range(70)]
+        threads = [threading.Thread(target=tell, args=(service.url,)) for _ in range(70)]
         for thread in threads:
             thread.start()
-        while len(said) < 62:  # all but those that wait have been told to come again
-            assert service.http.post("/v1/risk", json=request("p")).status_code == 200
+        while len(told) < 62:  # all but those that wait have been told to come again
+            assert post("/v1/risk", json=request("p")).status_code == 200
         go.touch()
         for thread in threads:
             thread.join()
-    assert sum("Other reports are waiting" in s for s in said) == 62 and said.count("slow") == 8
+    assert sum("Other reports are waiting" in s for s in told) == 62 and told.count("slow") == 8
 
 
 def test_a_ledger_that_cannot_be_one_stops_the_start(tmp_path: Path) -> None:
@@ -254,8 +244,8 @@ def kill_the_service(
 def test_a_killed_service_loses_nothing(
     run_service: Callable[..., Any], tmp_path: Path, database_url: str, policy: Path
 ) -> None:
-    asked, recorded = kill_the_service(run_service, tmp_path, database_url, policy, 2)
-    assert recorded >= asked >= 40
+    asked, recorded = kill_the_service(run_service, tmp_path, database_url, policy, 1)
+    assert recorded >= asked >= 20
 
 
 @pytest.mark.slow
