@@ -243,7 +243,8 @@ TABLES: dict[str, Table] = {
                 _code("action", "the action with the highest expected net benefit; empty if nothing was worth doing"),
                 _code(
                     "arm",
-                    "act: it was advised; control: withheld by lot; none: nothing was worth doing",
+                    "act: it was advised; control: withheld by lot, or (propensity 0) in shadow mode; none: nothing "
+                    "was worth doing",
                     ARMS,
                     required=True,
                 ),

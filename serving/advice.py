@@ -13,6 +13,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,30 @@ class Capacity:
     @staticmethod
     def _uncounted(error: sqlite3.Error) -> None:
         logger.error("the day's capacity is not kept: what is recommended cannot be counted: %s", error)
+
+
+def new_id() -> str:
+    """The id of a new decision."""
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a decision is asked for, besides the parcel.
+
+    Attributes:
+        new_id: makes the decision's id.
+        shown: False in shadow mode: what would be advised is recorded, and withheld with a propensity of 0, as nothing
+            is left to chance; so nothing is measured by it, and the parcel counts as untreated.
+        least_benefit: nothing is recommended for less, whatever the policy says of the action.
+    """
+
+    new_id: Callable[[], str] = new_id
+    shown: bool = True
+    least_benefit: float = 0.0
+
+
+ASKING = Asking()
 
 
 def withheld(policy: Policy, action: str, parcel_id: str) -> bool:
@@ -294,7 +319,7 @@ class Advisor:
         request: Mapping[str, Any],
         body: dict[str, Any],
         capacity: Capacity | None = None,
-        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+        asking: Asking = ASKING,
     ) -> dict[str, Any]:
         """Complete the answer about one parcel, in place, and give the decision to record.
 
@@ -303,7 +328,7 @@ class Advisor:
             request: as it was asked.
             body: what is said of its risks.
             capacity: what has been recommended before; None: nothing is counted.
-            new_id: makes the decision's id.
+            asking: how it is asked for.
         """
         policy, decided = self.policy, self.rows.parcels.decided_at[row]
         parcel_id = str(request["parcel"].get("parcel_id"))
@@ -314,13 +339,17 @@ class Advisor:
             "handoff": self.handoff(row),
             "exceptions": self.exceptions(body),
         }
-        decision_id = new_id()
+        decision_id = asking.new_id()
         o = self.options
         ranked = [] if o is None else o.ranked(row)
-        chosen, held, full = self._choose(ranked, row, parcel_id, capacity)
+        chosen, held, full = self._choose(ranked, row, parcel_id, capacity, asking)
         key = None if chosen is None else self._key(chosen)
         view = None if o is None else _View(o, row, self._lines(row))
-        listed = [] if view is None else [self._option(k, view, full) for k in ranked if not (held and k == chosen)]
+        listed = (
+            []
+            if view is None
+            else [self._option(k, view, full, asking.least_benefit) for k in ranked if not (held and k == chosen)]
+        )
         for option in listed:
             option["recommended"] = option["action"] == key
             if option["why_not"] is None and not option["recommended"]:
@@ -330,7 +359,7 @@ class Advisor:
         rungs = [] if view is None else self._ladder(view, key)
         body["packages"] = [rung for rung in rungs if not (held and rung["recommended"])]
         named = None if key is None else policy.action(key)
-        propensity = 1.0 if named is None else 1.0 - named.randomize
+        propensity = 1.0 if named is None else 1.0 - named.randomize if asking.shown else 0.0
         body["advice"] = {
             "decision_id": decision_id,
             "action": None if held else key,
@@ -383,29 +412,30 @@ class Advisor:
         return self.options.keys[k]
 
     def _choose(
-        self, ranked: list[int], row: int, parcel_id: str, capacity: Capacity | None
+        self, ranked: list[int], row: int, parcel_id: str, capacity: Capacity | None, asking: Asking
     ) -> tuple[int | None, bool, list[int]]:
         """The first action worth doing that there is room for, whether it is withheld, and those without room before.
 
-        The control arm takes no room, but is drawn only where there is some.
+        The control arm takes no room, but is drawn only where there is some. What is not shown does take it: it tells
+        what would have been advised in a day.
         """
         full: list[int] = []
         may = [] if self.options is None else self.options.open[row].tolist()
         for k in ranked:
             assert self.options is not None
-            if self.options.benefit[row, k] <= self.options.least[k] or not may[k]:
+            if self.options.benefit[row, k] <= max(self.options.least[k], asking.least_benefit) or not may[k]:
                 continue
             key, day = self._key(k), str(self._day[row])
-            held = withheld(self.policy, key, parcel_id)
+            held = asking.shown and withheld(self.policy, key, parcel_id)
             if capacity is None or capacity.take(self.policy, key, day, parcel_id, do=not held):
-                return k, held, full
+                return k, held or not asking.shown, full
             full.append(k)
         return None, False, full
 
-    def _option(self, k: int, view: _View, full: list[int]) -> dict[str, Any]:
+    def _option(self, k: int, view: _View, full: list[int], at_least: float) -> dict[str, Any]:
         """One action as an answer says it."""
         o, net, co2e, risks = view.options, view.benefit[k], view.co2e_g[k], view.moved(k)
-        action, key, least = o.actions[k], o.keys[k], o.actions[k].least_benefit
+        action, key, least = o.actions[k], o.keys[k], max(o.actions[k].least_benefit, at_least)
         known = [e for t in o.evidence if (e := o.evidence[t][k]) is not None and (t in risks or not risks)]
         evidence = max(known, key=TRUST.index)
         why_not = None

@@ -13,6 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Key:
     """One key of a policy.
 
     Attributes:
-        kind: `number`, `whole`, `text`, `texts`, `flag`, `clocks` or `conditions`.
+        kind: `number`, `whole`, `text`, `texts`, `flag`, `date`, `clocks` or `conditions`.
         help: what it means.
         unit: unit of measure; `currency` stands for the policy's.
         low, high: inclusive bounds.
@@ -94,6 +95,7 @@ class Key:
             "text": "text in quotes",
             "texts": 'a list of texts, such as ["DE", "AT"]',
             "flag": "true or false",
+            "date": "a day without quotes, such as 2026-03-01",
             "clocks": 'a table of node = "HH:MM" on the shop\'s clock',
             "conditions": 'a list of conditions, such as [{ field = "fragility", at_least = 3 }]; each has a field and '
             f"one of {', '.join(OPERATORS)}",
@@ -246,6 +248,20 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "handoff": {
         "columns": Key("texts", "what must be known when the parcel is handed over, as `table.column`", default=()),
         "least_address_quality": Key("number", "an address below this counts as incomplete", "", high=1.0, default=0.0),
+    },
+    "station": {
+        "shadow_until": Key(
+            "date",
+            "until this day, on the shop's clock, the packing station shows nothing and what it would have said is "
+            "recorded; from this day on it shows",
+        ),
+        "least_benefit": Key(
+            "number",
+            "the station asks for nothing that is expected to be worth less: whoever is interrupted for little stops "
+            "reading",
+            _PRICE,
+            default=0.0,
+        ),
     },
     "exceptions.<target>": {
         "at_least": Key("number", "the protocol is called for from this risk on", "share", high=1.0, required=True),
@@ -433,6 +449,8 @@ class Policy:
         tiers: by value, lowest first; may be empty.
         packages: by name, weakest first.
         carriers: by carrier and service.
+        shadow_until: the first day on which the packing station shows what it says; None: it does.
+        station_least_benefit: the station recommends nothing for less.
         actions: by name; a full key such as `package:foam_box` has what it does not say from its kind, but for effects.
         document: what the file said.
     """
@@ -453,6 +471,8 @@ class Policy:
     handoff: tuple[str, ...]
     least_address_quality: float
     exceptions: Mapping[str, Protocol]
+    shadow_until: date | None
+    station_least_benefit: float
     document: Mapping[str, Any]
 
     @staticmethod
@@ -544,6 +564,7 @@ class _Reader:
         for column in handoff["columns"]:
             if column not in columns:
                 self.wrong("handoff.columns", f"there is no column {column!r}", todo=suggestion(column, columns))
+        station = self.section("station", d.get("station", {}), "station")
         exceptions = {}
         for target, section in self.named(
             self.table("exceptions", d.get("exceptions", {})), "exceptions", TARGETS, "target"
@@ -563,6 +584,8 @@ class _Reader:
             handoff=handoff["columns"],
             least_address_quality=handoff["least_address_quality"],
             exceptions=exceptions,
+            shadow_until=station["shadow_until"],
+            station_least_benefit=station["least_benefit"],
             document=d,
         )
 
@@ -779,6 +802,7 @@ class _Reader:
             "text": isinstance(value, str) and bool(value.strip()),
             "texts": _texts(value) and (bool(value) or not key.required),
             "flag": isinstance(value, bool),
+            "date": isinstance(value, date) and not isinstance(value, datetime),
             "clocks": isinstance(value, Mapping),
             "conditions": isinstance(value, list) and (bool(value) or not key.required),
         }[key.kind]

@@ -209,7 +209,9 @@ class Advice(TypedDict):
     text: Annotated[str, Field(description="the same in words")]
     arm: Annotated[
         Literal["act", "control", "none"],
-        Field(description="control: left as it is, to measure an action; none: nothing is worth doing"),
+        Field(
+            description="control: left as it is, to measure an action or in shadow mode; none: nothing is worth doing"
+        ),
     ]
     propensity: Annotated[float, Field(ge=0, le=1, description="the chance that the arm was act; 1 where it is none")]
     owner: Annotated[str | None, Field(description="the team that does it")]
@@ -662,6 +664,7 @@ class ReportDocs:
         name, summary: of the operation.
         fields: what a report holds.
         example, receipt: a report, and the answer to it.
+        answer: type of the answer; None: a receipt.
     """
 
     name: str
@@ -669,6 +672,14 @@ class ReportDocs:
     fields: Fields
     example: dict[str, Any]
     receipt: dict[str, Any]
+    answer: Any = None
+
+
+class Announced(TypedDict):
+    """Parcels that were announced."""
+
+    announced: int
+    waiting: Annotated[int, Field(description="how many wait to be packed now")]
 
 
 class Receipt(TypedDict):
@@ -694,7 +705,9 @@ def openapi(
     """
     reports = reports or {}
     named = [("request", rules.request), ("answer", Answer), ("problem", Problem), ("receipt", Receipt)]
+    named += [("announced", Announced)]
     named += [(r.name, r.fields.type) for r in reports.values()]
+    named += [(f"{r.name} answer", r.answer) for r in reports.values() if r.answer is not None]
     types: list[tuple[str, Literal["validation"], TypeAdapter[Any]]] = [
         (name, "validation", TypeAdapter(type_)) for name, type_ in named
     ]
@@ -741,8 +754,14 @@ def openapi(
         }
 
     def report(docs: ReportDocs) -> dict[str, Any]:
-        out = post(docs.name, docs.summary, schema[docs.name], docs.example, schema["receipt"], docs.receipt)
+        answer = schema["receipt"] if docs.answer is None else schema[f"{docs.name} answer"]
+        out = post(docs.name, docs.summary, schema[docs.name], docs.example, answer, docs.receipt)
         responses = out["post"]["responses"]
+        if docs.answer is not None:
+            responses["200"]["description"] = docs.answer.__doc__
+            again = "It was announced before the shop's settings changed: announce it again"
+            responses["409"] = {"description": again, "content": problems["408"]["content"]}
+            return out
         responses["200"]["description"] = "It is recorded"
         for status, text in (
             ("404", "There is no such decision, or no ledger is kept"),
@@ -776,6 +795,14 @@ def openapi(
                 [EXAMPLE],
                 {**listed, "items": schema["answer"]},
                 answers,
+            ),
+            "/v1/parcels": post(
+                "announce",
+                f"Announce up to {MAX_PARCELS:,} parcels that wait to be packed; one that waits already is replaced",
+                {**listed, "items": schema["request"]},
+                [EXAMPLE],
+                schema["announced"],
+                {"announced": 1, "waiting": 1},
             ),
             **{path: report(docs) for path, docs in reports.items()},
             "/livez": get("livez", "The process is alive"),

@@ -23,7 +23,7 @@ from features.settings import Extra, Settings
 from features.snapshot import Snapshot
 from features.vocabulary import GENERIC_BASE_RATES, TARGETS, TEAMS
 from serving.actions import weigh
-from serving.advice import NO_ADVICE, Advisor, Capacity
+from serving.advice import ASKING, NO_ADVICE, Advisor, Asking, Capacity
 from serving.bundle import REASON, Bundle, TargetModel
 from serving.explain import by_team
 from serving.policy import Policy
@@ -214,6 +214,7 @@ def decide(
     policy: Policy | None,
     requests: Sequence[Request],
     capacity: Capacity | None = None,
+    asking: Asking = ASKING,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Answers for validated requests, in order, and what was decided about each parcel.
 
@@ -224,6 +225,7 @@ def decide(
         requests: each `{"order": {...}, "parcel": {...}, "lines": [...], "listings": [...]}` in the columns of the
             tables; times as ISO strings with a zone or as datetimes. Absent columns and unknown codes are allowed.
         capacity: counts what is recommended, where the policy has capacities; None: they are not kept.
+        asking: how it is asked for.
 
     Returns:
         Per request the body of `/v1/risk`: parcel_id, bundle, as_of, degraded, missing, warnings, risks, returns,
@@ -251,7 +253,7 @@ def decide(
     # In the order of the requests: capacity goes to who came first, together or one by one.
     decisions = {}
     for i, (advisor, at) in sorted(zip(places, advisors, strict=True), key=lambda x: x[0]):
-        decisions[i] = advisor.advise(at, requests[i], bodies[i], capacity)
+        decisions[i] = advisor.advise(at, requests[i], bodies[i], capacity, asking)
     return bodies, [decisions[i] for i in sorted(decisions)]
 
 

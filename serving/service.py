@@ -5,8 +5,9 @@ request takes them once, when it is validated, and keeps them to the end.
 
 Settings, all optional: `DOORSTEP_BUNDLE` and `DOORSTEP_SNAPSHOT` (a directory, or a store of published versions),
 `DOORSTEP_POLICY` (a file), `DOORSTEP_DIAGNOSIS` (a directory), `DOORSTEP_LEDGER` (the URL of a database: decisions,
-outcomes and overrides are recorded), `DOORSTEP_MAX_BODY` (bytes), `DOORSTEP_WORKERS` (processes), `DOORSTEP_PREFIX`
-(what a proxy that does not strip it puts before every path), `DOORSTEP_LANGUAGE` (of the pages).
+outcomes and overrides are recorded), `DOORSTEP_WAITING` (a file: parcels that are announced wait in it to be scanned)
+and `DOORSTEP_WAITING_DAYS`, `DOORSTEP_MAX_BODY` (bytes), `DOORSTEP_WORKERS` (processes), `DOORSTEP_PREFIX` (what a
+proxy that does not strip it puts before every path), `DOORSTEP_LANGUAGE` (of the pages).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,7 +36,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from features.snapshot import Snapshot
-from serving.advice import Capacity
+from serving.advice import ASKING, Asking, Capacity, new_id
 from serving.bundle import Bundle
 from serving.diagnosis import SUMMARY, Diagnosis
 from serving.guard import MAX_BODY, PROBLEM, SCOPE_KEY, App, Guard, Refused
@@ -43,11 +44,13 @@ from serving.ledger.schemas import DOCS, PATHS
 from serving.ledger.schemas import read as read_report
 from serving.pages import Site, Sources, Status
 from serving.pages import routes as page_routes
+from serving.pages.verdict import SCAN_DOCS, read_scan, shown, unknown, verdict
 from serving.policy import Policy
-from serving.schemas import EXAMPLE, Answer, Rules, openapi
+from serving.schemas import EXAMPLE, Answer, Invalid, Rules, openapi
 from serving.score import decide, unknown_codes
 from serving.store import Watcher
 from serving.together import Together
+from serving.waiting import DAYS, Waiting, WaitingError
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
 ENDPOINTS: dict[str, str] = {
     "/v1/risk": "POST",
     "/v1/risk/batch": "POST",
+    "/v1/parcels": "POST",
+    "/v1/parcels/scan": "POST",
     "/v1/outcomes": "POST",
     "/v1/overrides": "POST",
     "/v1/withdrawals": "POST",
@@ -86,10 +91,11 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Work:
-    """Validated requests and what they are to be answered with."""
+    """Validated requests and what they are to be answered with, and how they were asked."""
 
     requests: list[dict[str, Any]]
     loaded: Loaded
+    asking: Asking = ASKING
 
 
 class Live:
@@ -99,6 +105,7 @@ class Live:
         loaded: what is used now; replaced whole, in one assignment.
         capacity: what the processes of this machine have recommended.
         recorder: records decisions and reports; None if no ledger is kept.
+        waiting: the parcels that wait to be packed; None if none are kept.
     """
 
     def __init__(self) -> None:
@@ -118,6 +125,7 @@ class Live:
         self.loaded = Loaded(None, None, _RULES)
         self.on_swap: Callable[[Loaded], None] = lambda loaded: None
         self.recorder: Recorder | None = None
+        self.waiting: Waiting | None = None
 
     def start(self) -> None:
         """Load what is configured, then keep looking for new versions."""
@@ -132,6 +140,9 @@ class Live:
             self.capacity = Capacity(Path(file))
         elif self.recorder is not None:
             self.capacity = Capacity(self.recorder.paths.journal / "capacity.sqlite")
+        if os.environ.get("DOORSTEP_WAITING"):
+            days = float(os.environ.get("DOORSTEP_WAITING_DAYS") or DAYS)
+            self.waiting = Waiting(os.environ["DOORSTEP_WAITING"], days)
 
     def stop(self) -> None:
         """Stop looking, and deliver what was recorded."""
@@ -140,6 +151,8 @@ class Live:
         if self.recorder is not None:
             self.recorder.close()
         self.capacity.close()
+        if self.waiting is not None:
+            self.waiting.close()
 
     def _load_bundle(self, directory: Path) -> Bundle:
         """A bundle that has answered once: one that cannot is refused here, and no request pays for a first time."""
@@ -168,8 +181,10 @@ class Live:
         """Validate the body of a POST, against what is loaded now. Raises Invalid."""
         if path in PATHS:
             return read_report(path, body, datetime.now(UTC))
+        if path == "/v1/parcels/scan":
+            return read_scan(body)
         loaded = self.loaded
-        read = loaded.rules.many if path.endswith("/batch") else loaded.rules.one
+        read = loaded.rules.one if path == "/v1/risk" else loaded.rules.many
         return Work(read(body), loaded)
 
 
@@ -264,10 +279,10 @@ def _decide(work: Work) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The answers and what was decided; the bench is answered whatever happens, and told what it got."""
     loaded, capacity = work.loaded, live().capacity
     try:
-        return decide(loaded.bundle, loaded.snapshot, loaded.policy, work.requests, capacity)
+        return decide(loaded.bundle, loaded.snapshot, loaded.policy, work.requests, capacity, work.asking)
     except Exception:
         if len(work.requests) > 1:  # only the parcel that fails pays for it
-            parts = [_decide(Work([r], loaded)) for r in work.requests]
+            parts = [_decide(replace(work, requests=[r])) for r in work.requests]
             return [a for answers, _ in parts for a in answers], [d for _, decisions in parts for d in decisions]
         logger.exception("a valid request failed: answered with less")
     model = "the model failed on this request: these are base rates; the service's log says more"
@@ -276,7 +291,7 @@ def _decide(work: Work) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         if policy is None and loaded.policy is None and bundle is not None:
             continue  # that is what has failed
         try:
-            answers, decisions = decide(bundle, loaded.snapshot, policy, work.requests, capacity)
+            answers, decisions = decide(bundle, loaded.snapshot, policy, work.requests, capacity, work.asking)
         except Exception:
             logger.exception("and failed again: answered with less")
             continue
@@ -288,44 +303,110 @@ def _decide(work: Work) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def _recorded(answers: list[dict[str, Any]], decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The answers, once what was decided with them is durable; all of it at once. The bench is answered in any case."""
+    problem = _record(decisions)
+    if problem is not None:
+        lost = {d["parcel_id"] for d in decisions}
+        for a in answers:
+            if a["parcel_id"] in lost:
+                a["warnings"].append(f"this decision is not recorded: {problem}")
+    return answers
+
+
+def _record(decisions: list[dict[str, Any]]) -> str | None:
+    """Record decisions where a ledger is kept; why they are not recorded, or None."""
     recorder = live().recorder
     if recorder is None or not decisions:
-        return answers
+        return None
     from serving.ledger import RecordError
 
     try:
         recorder.record(decisions)
-        metrics().recorded.inc(len(decisions))
     except RecordError as error:
         metrics().unrecorded.inc(len(decisions))
-        lost = {d["parcel_id"] for d in decisions}
-        for a in answers:
-            if a["parcel_id"] in lost:
-                a["warnings"].append(f"this decision is not recorded: {error}")
-    return answers
+        return str(error)
+    metrics().recorded.inc(len(decisions))
+    return None
 
 
 _reporting = threading.BoundedSemaphore(8)
 """Reports that wait for the database at once: the bench must not be refused because a slow database holds them all."""
 
 
-def _report(request: Request) -> Response:
-    """Record an outcome or an override. Works in a thread: the database may take its time."""
-    path, content = request.url.path, request.scope[SCOPE_KEY]
-    recorder = live().recorder
-    try:
-        if recorder is None:
-            raise Refused(404, "This service keeps no ledger; DOORSTEP_LEDGER names the database of one.")
-        if not _reporting.acquire(blocking=False):
-            busy = "Other reports are waiting for the ledger's database; this one is not recorded, try again"
-            raise Refused(503, busy, headers=((b"retry-after", b"1"),))
+def _refusing(work: Callable[[Request], Any]) -> Callable[[Request], Response]:
+    """An endpoint that answers with what `work` gives, as JSON, or with the problem it raises. Works in a thread."""
+
+    def endpoint(request: Request) -> Response:
         try:
-            return Response(to_json(recorder.report(path, content)), media_type="application/json")
-        finally:
-            _reporting.release()
-    except Refused as refused:
-        headers = {name.decode(): value.decode() for name, value in refused.headers}
-        return Response(refused.body(), refused.status, headers, media_type=PROBLEM.decode())
+            return Response(to_json(work(request)), media_type="application/json")
+        except Refused as refused:
+            headers = {name.decode(): value.decode() for name, value in refused.headers}
+            return Response(refused.body(), refused.status, headers, media_type=PROBLEM.decode())
+
+    return endpoint
+
+
+def _report(request: Request) -> dict[str, Any]:
+    """Record an outcome or an override. The database may take its time."""
+    recorder = live().recorder
+    if recorder is None:
+        raise Refused(404, "This service keeps no ledger; DOORSTEP_LEDGER names the database of one.")
+    if not _reporting.acquire(blocking=False):
+        busy = "Other reports are waiting for the ledger's database; this one is not recorded, try again"
+        raise Refused(503, busy, headers=((b"retry-after", b"1"),))
+    try:
+        return recorder.report(request.url.path, request.scope[SCOPE_KEY])
+    finally:
+        _reporting.release()
+
+
+def _announce(request: Request) -> dict[str, Any]:
+    """Keep parcels until they are scanned."""
+    requests, waiting = request.scope[SCOPE_KEY].requests, live().waiting
+    if waiting is None:
+        raise Refused(404, "This service keeps no waiting parcels; DOORSTEP_WAITING names the file for them.")
+    try:
+        return {"announced": len(requests), "waiting": waiting.announce(requests)}
+    except WaitingError as error:
+        logger.error("parcels are not kept: %s", error)
+        raise Refused(503, "The parcels cannot be kept now; announce them again", headers=_LATER) from None
+
+
+def _scan(request: Request) -> dict[str, Any]:
+    """What to say of a parcel at the bench: it is decided now, and recorded. That none waits is an answer too."""
+    asked, now = request.scope[SCOPE_KEY], datetime.now(UTC)
+    code = asked["code"].strip()
+    waiting, loaded = live().waiting, live().loaded
+    try:
+        found = None if waiting is None else waiting.find(code)
+        requests = None if found is None else loaded.rules.one(found)
+    except WaitingError as error:
+        logger.error("a parcel cannot be looked up: %s", error)
+        raise Refused(503, "Parcels cannot be looked up now", headers=_LATER) from None
+    except Invalid as error:
+        detail = f"The parcel was announced before the shop's settings changed, announce it again: {error.detail}"
+        raise Refused(409, detail) from None
+    if requests is None:
+        said = {"parcel_id": code, "decision_id": None, **asdict(unknown(_site.texts))}
+        return {**said, "recorded": False, "now": now}
+    policy = loaded.policy
+    asking = Asking(
+        lambda: asked.get("decision_id") or new_id(),
+        shown(policy, loaded.snapshot.settings.timezone if loaded.snapshot else "UTC", now),
+        0.0 if policy is None else policy.station_least_benefit,
+    )
+    answers, decisions = _answer(Work(requests, loaded, asking))
+    problem = _record(decisions)
+    advice = answers[0]["advice"]
+    return {
+        "parcel_id": answers[0]["parcel_id"],
+        "decision_id": None if advice is None else advice["decision_id"],
+        **asdict(verdict(answers[0], _site.texts, shown=asking.shown)),
+        "recorded": bool(decisions) and live().recorder is not None and problem is None,
+        "now": now,
+    }
+
+
+_LATER = ((b"retry-after", b"1"),)
 
 
 def _json(content: Any) -> Any:
@@ -341,6 +422,7 @@ def _status() -> Status:
         as_of=None if loaded.snapshot is None else f"{loaded.snapshot.as_of}Z",
         policy=None if loaded.policy is None else loaded.policy.digest,
         ledger=live().recorder is not None,
+        waiting=live().waiting is not None,
     )
 
 
@@ -348,7 +430,7 @@ def _docs(request: Request) -> Response:
     loaded = live().loaded
     example = loaded.rules.one(to_json(EXAMPLE))
     answers, _ = decide(loaded.bundle, loaded.snapshot, loaded.policy, example)
-    content = openapi(loaded.rules, version=_version(), answers=answers, reports=DOCS)
+    content = openapi(loaded.rules, version=_version(), answers=answers, reports=DOCS | SCAN_DOCS)
     return Response(to_json(content), media_type="application/json")
 
 
@@ -389,7 +471,9 @@ _mounted = Starlette(
     routes=[
         *_pages,
         Route("/docs.json", _docs),
-        *(Route(path, _report, methods=["POST"]) for path in PATHS),
+        *(Route(path, _refusing(_report), methods=["POST"]) for path in PATHS),
+        Route("/v1/parcels", _refusing(_announce), methods=["POST"]),
+        Route("/v1/parcels/scan", _refusing(_scan), methods=["POST"]),
     ]
 )
 
@@ -440,7 +524,7 @@ class GuardedService(Service[Any]):
     traffic={"timeout": 10},
     logging={"access": {"enabled": False}},
     # Spans that nobody collects cost 0.3 ms a request; in BENTOML_CONFIG `excluded_urls: ""` brings them back.
-    tracing={"excluded_urls": "v1/risk"},
+    tracing={"excluded_urls": "v1/risk,v1/parcels,static"},
     envs=[{"name": "BENTOML_DO_NOT_TRACK", "value": "true"}],
 )
 class Doorstep:

@@ -126,7 +126,8 @@ def by_lot(facts: Facts, units: Labels, at: np.datetime64, action: str) -> tuple
         for name in ("action", "done")
     )
     chance = decisions.get("propensity", np.full(len(row), np.nan))
-    use = (row >= 0) & (key == action) & (chance < 1) & mature[np.maximum(row, 0)]
+    drawn = (chance > 0) & (chance < 1)  # 0: withheld from all, in shadow mode
+    use = (row >= 0) & (key == action) & drawn & mature[np.maximum(row, 0)]
     act, control = (use & (decisions["arm"] == arm) for arm in ("act", "control"))
     n = np.array([act.sum(), control.sum()], dtype=np.float64)
     y = np.array([label[row[act]].sum(), label[row[control]].sum()], dtype=np.float64)

@@ -10,6 +10,7 @@
     todo      what each team does first
     rows      the rows a number is made of; `asked` reads which
     data      the same as JSON and CSV
+    station   the packing station; `verdict` is what it says of a parcel, `barcode` its control codes
     static/   one style sheet, small scripts of our own
     texts/    the languages
 
@@ -24,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving.pages import carriers, home, listings, meeting, rows, warehouse
+from serving.pages import carriers, home, listings, meeting, rows, station, warehouse
 from serving.pages.data import DATA
 from serving.pages.site import Site, Sources, Status
 
@@ -32,6 +33,8 @@ __all__ = ["PAGES", "Site", "Sources", "Status", "routes"]
 
 PAGES: dict[str, Callable[[Request], Response]] = {
     "/": home.page,
+    "/pack": station.page,
+    "/pack/codes": station.codes,
     "/listings": listings.overview,
     "/listings/product": listings.product,
     "/carriers": carriers.overview,

@@ -46,6 +46,7 @@ class Status:
     as_of: str | None = None
     policy: str | None = None
     ledger: bool = False
+    waiting: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class _File:
+    name: str
     content: bytes
     digest: str
     kind: str
@@ -150,6 +152,8 @@ class Site:
         etag = f'"{found.digest}"'
         same = request.query_params.get("v") == found.digest
         headers = {"Cache-Control": "public, max-age=31536000, immutable" if same else "no-cache", "ETag": etag}
+        if found.name.endswith("-worker.js"):
+            headers["Service-Worker-Allowed"] = "../"  # it serves pages, which lie beside /static/ and not in it
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers=headers)
         return Response(found.content, media_type=found.kind, headers=headers)
@@ -182,4 +186,4 @@ def _depth(request: Request) -> int:
 def _read(path: Path) -> _File:
     content = path.read_bytes()
     kind = {".js": "text/javascript", ".svg": "image/svg+xml"}.get(path.suffix) or mimetypes.guess_type(path.name)[0]
-    return _File(content, hashlib.sha256(content).hexdigest()[:16], f"{kind or 'application/octet-stream'}")
+    return _File(path.name, content, hashlib.sha256(content).hexdigest()[:16], f"{kind or 'application/octet-stream'}")

@@ -35,7 +35,8 @@ from features.vocabulary import TEAMS
 from serving.advice import NO_ADVICE
 from serving.ledger.schemas import DOCS as DOCS_OF_REPORTS
 from serving.ledger.schemas import read as read_report
-from serving.schemas import Answer, Invalid, Problem, Receipt, Rules
+from serving.pages.verdict import SCAN_DOCS, Scanned, read_scan
+from serving.schemas import Announced, Answer, Invalid, Problem, Receipt, Rules
 from serving.score import LEAST, answer
 from training.cli import main
 from training.docs import commands, fill
@@ -204,6 +205,13 @@ def test_json_is_what_the_service_takes_and_answers(block: Block) -> None:
     elif block.mark.startswith("report "):
         path = block.mark.removeprefix("report ")
         assert read_report(path, block.text.encode(), datetime.now(UTC)) and content == DOCS_OF_REPORTS[path].example
+    elif block.mark == "scan":
+        assert read_scan(block.text.encode()) == SCAN_DOCS["/v1/parcels/scan"].example
+    elif block.mark == "scanned":
+        TypeAdapter(Scanned).validate_python(content, strict=True)
+        assert content == SCAN_DOCS["/v1/parcels/scan"].receipt
+    elif block.mark == "announced":
+        TypeAdapter(Announced).validate_python(content, strict=True)
     elif block.mark == "receipt":
         TypeAdapter(Receipt).validate_python(content, strict=True)
     elif block.mark == "problem":

@@ -2,15 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browsers import browser as started
-from browsers import executable
-from playwright.sync_api import Browser, BrowserContext, Page
+from browsers import executable, watched
+from playwright.sync_api import Browser, Page
 from services import Service, running
 
 
@@ -34,34 +32,6 @@ def bare(run_service: Callable[..., Any]) -> Iterator[Service]:
     """A service with nothing loaded."""
     with run_service() as service:
         yield service
-
-
-@contextmanager
-def watched(browser: Browser, **options: Any) -> Iterator[Page]:
-    """A page of a context of its own; fails at the end on what it complained of or asked of another machine.
-
-    Attributes of the page:
-        expected: parts of console errors that the test means to provoke, such as "net::ERR_INTERNET_DISCONNECTED".
-    """
-    context: BrowserContext = browser.new_context(**{"locale": "en-GB", "timezone_id": "UTC", **options})
-    context.set_default_timeout(10_000)
-    faults: list[str] = []
-    elsewhere: list[str] = []
-    page = context.new_page()
-    page.expected = []  # type: ignore[attr-defined]
-    page.on("console", lambda m: faults.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    context.on(
-        "request",
-        lambda r: elsewhere.append(r.url) if urlsplit(r.url).hostname not in ("127.0.0.1", None) else None,
-    )
-    try:
-        yield page
-        left = [f for f in faults if not any(part in f for part in page.expected)]  # type: ignore[attr-defined]
-        assert left == [], "the browser's console has errors"
-        assert elsewhere == [], "asked of another machine"
-    finally:
-        context.close()
 
 
 @pytest.fixture

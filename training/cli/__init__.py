@@ -46,6 +46,7 @@ for _command in (
     decisions.policy,
     decisions.ledger,
     service.serve,
+    service.announce,
     data.feature,
 ):
     main.add_command(_command)

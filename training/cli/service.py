@@ -1,7 +1,9 @@
-"""The command that serves."""
+"""The commands that serve, and that tell a service what waits to be packed."""
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import click
@@ -10,6 +12,8 @@ from training.cli.voice import (
     SNAPSHOTS,
     Voice,
     bundle_option,
+    dataset_argument,
+    opened,
     voiced,
 )
 
@@ -67,3 +71,33 @@ def serve(
         ledger=ledger,
         diagnosis=diagnosis,
     )
+
+
+@click.command()
+@dataset_argument
+@click.argument("url", default="http://127.0.0.1:3000")
+@click.option("--last", type=click.IntRange(1), default=200, show_default=True, help="How many, the latest.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write them to a file, one a line, and send nothing.")
+@voiced
+def announce(voice: Voice, dataset: Path, url: str, last: int, out: Path | None) -> None:
+    """Announce a dataset's latest parcels to the service at URL, so that its packing station finds them.
+
+    A shop's own system does this itself, with POST /v1/parcels. The service must keep parcels: DOORSTEP_WAITING.
+    """
+    from training.announce import requests, send
+
+    parcels = requests(opened(dataset, voice), last)
+    if not parcels:
+        raise ValueError(f"{dataset} has no parcels to announce")
+    if out is not None:
+        part = out.with_name(f".{out.name}.part")
+        part.write_text("".join(json.dumps(p) + "\n" for p in parcels), encoding="utf-8")
+        os.replace(part, out)
+    else:
+        for done in send(url, parcels):
+            voice.progress(f"announcing, {done} of {len(parcels)}")
+    voice.close()
+    click.echo(f"{len(parcels)} parcels {'written to ' + str(out) if out else 'announced'}")
+    codes = ", ".join(str(p["parcel"]["parcel_id"]) for p in parcels[-3:])
+    if out is None:
+        voice.next(f"open {url.rstrip('/')}/pack and scan (or type) {codes}")

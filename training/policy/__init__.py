@@ -93,6 +93,9 @@ def _lines(dataset: Dataset) -> Iterator[str]:
     yield "speed = 1.0                  # of what fewer late parcels save"
     yield "reliability = 1.0            # of what fewer other failures save"
     yield f"co2e = 0.0                   # {currency} per kg of CO2e"
+    yield "\n[station]                    # the packing station's page"
+    yield f"least_benefit = {money(0.03):<12} # {currency}: it asks for nothing that is worth less (guess)"
+    yield "# shadow_until = 2026-03-01   # until this day it shows nothing and records what it would have said"
     for target, (cost, share, words) in _FAILURES.items():
         yield f"\n[failures.{target}]"
         yield f"cost = {money(cost):<21} # {currency} per event (guess): {words.split(';')[0]}"

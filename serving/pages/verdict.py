@@ -1,0 +1,229 @@
+"""What the packing station says of a parcel: an answer of `serving.score.decide` cut down to what fits a glance.
+
+One verdict of at most twelve words, one thing to do, at most three reasons of sixty characters. Most parcels have
+nothing worth doing, and then it says so and no more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from features.contracts import Column
+from serving.pages.texts import Texts
+from serving.policy import Policy
+from serving.schemas import Fields, ReportDocs
+
+WORDS, REASONS, CHARACTERS = 12, 3, 60
+"""The most a verdict, the reasons and one of them may have."""
+
+SCAN = Fields(
+    "Scan",
+    "The code of a parcel at the bench",
+    (
+        Column("code", "id", "the parcel's id, as it was announced", required=True),
+        Column(
+            "decision_id",
+            "id",
+            "the id the decision is to have, 1 to 64 letters, digits, _ . : or -, never used before; so that a client "
+            "that hears no answer can still say so",
+        ),
+    ),
+)
+"""What `POST /v1/parcels/scan` takes."""
+
+
+class Scanned(TypedDict):
+    """What to say of a parcel at the bench."""
+
+    parcel_id: str
+    decision_id: Annotated[str | None, Field(description="names the decision; null without a policy")]
+    kind: Annotated[
+        Literal["usual", "do", "mind", "none"],
+        Field(
+            description="usual: nothing to do; do: the action; mind: a rule or protocol of the shop; "
+            "none: no advice, or no such parcel waits"
+        ),
+    ]
+    verdict: Annotated[str, Field(description="in at most 12 words")]
+    action: Annotated[str, Field(description="the one thing to do, in words; may be empty")]
+    key: Annotated[str | None, Field(description="key of the advised action, to report it by")]
+    reasons: Annotated[list[str], Field(max_length=REASONS, description="of at most 60 characters each")]
+    recorded: Annotated[bool, Field(description="the decision is in the ledger: reports about it are taken")]
+    now: Annotated[str, Field(description="the service's clock, UTC")]
+
+
+SCAN_DOCS: dict[str, ReportDocs] = {
+    "/v1/parcels/scan": ReportDocs(
+        "Scan",
+        "Decide about a parcel that was announced, and say what the packer is to do",
+        SCAN,
+        {"code": "P-1001"},
+        {
+            "parcel_id": "P-1001",
+            "decision_id": "5f0c2f0d5a4c4f6c9f1f0a7b7c1d2e3f",
+            "kind": "do",
+            "verdict": "May arrive broken: one change before it leaves",
+            "action": "Pack in foam box instead of carton light",
+            "key": "package:foam_box",
+            "reasons": ["Damage 2.1 % → 1.1 %", "Fragility above protection 2, usual here is 0"],
+            "recorded": True,
+            "now": "2025-03-01T13:40:02.184321Z",
+        },
+        Scanned,
+    )
+}
+"""How the endpoint is described."""
+
+OVERRIDES: dict[str, str] = {
+    "DS-STOCK": "not in stock",
+    "DS-FIT": "does not fit",
+    "DS-TIME": "no time",
+    "DS-WRONG": "wrong for this parcel",
+}
+"""Control code -> the reason that is recorded when something else is done than advised."""
+DONE = "DS-DONE"
+"""The control code for "done as advised"."""
+
+_DECISION_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_POINTS = re.compile(r": [+-][\d.]+ points$")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the packer reads.
+
+    Attributes:
+        kind: `usual` (nothing to do), `do` (one thing to do), `mind` (a rule or a protocol of the shop's own) or `none`
+            (there is no advice).
+        verdict: in at most twelve words.
+        action: the one thing to do; empty if there is none.
+        key: of the action, to report it by; None if none was advised.
+        reasons: at most three.
+    """
+
+    kind: str
+    verdict: str
+    action: str = ""
+    key: str | None = None
+    reasons: tuple[str, ...] = ()
+
+
+def read_scan(body: bytes) -> dict[str, Any]:
+    """The body of a scan. Raises serving.schemas.Invalid."""
+    content = SCAN.read(body)
+    if "decision_id" in content and not _DECISION_ID.fullmatch(content["decision_id"]):
+        given = content["decision_id"]
+        allowed = "1 to 64 letters, digits, _ . : or -"
+        raise SCAN.refusal(SCAN.fault("decision_id", "is no id of a decision", given, allowed))
+    return content
+
+
+def shown(policy: Policy | None, zone: str, now: datetime) -> bool:
+    """Whether the station shows what it would say: not before the day that the policy names, on the shop's clock."""
+    if policy is None or policy.shadow_until is None:
+        return True
+    return now.astimezone(ZoneInfo(zone)).date() >= policy.shadow_until
+
+
+def unknown(t: Texts) -> Verdict:
+    """What to say of a code that no waiting parcel has."""
+    return Verdict("none", t("station.unknown"))
+
+
+def verdict(answer: Mapping[str, Any], t: Texts, *, shown: bool = True) -> Verdict:
+    """What to say of an answer. Where nothing is to be shown, that the parcel is packed as usual.
+
+    Args:
+        answer: of `serving.score.decide`, with its advice.
+        t: the texts.
+        shown: False in shadow mode.
+    """
+    advice = answer["advice"]
+    if not shown:
+        return Verdict("usual", t("station.usual"))
+    broken = [v["rule"] for v in answer["violations"]]
+    option = next((o for o in answer["actions"] if o["recommended"]), None)
+    if advice is not None and option is not None and advice["action"] is not None:
+        moved = _moved(option)
+        target = moved[0] if moved else None
+        reasons = [*broken, *_handling(answer), *_risk(option, moved, t), *_drivers(answer, target, option["owner"])]
+        if option["owner"] != "packing":
+            reasons.insert(0, t("station.owner", team=t.word("team", option["owner"])))
+        said = t("station.do" if target is None else f"station.do_{target}")
+        return Verdict("do", said, _do(option["action"], answer, t), option["action"], _fit(reasons))
+    if broken:
+        return Verdict("mind", t("station.rule"), _cut(broken[0], 120), None, _fit([*broken[1:], *_handling(answer)]))
+    for protocol in answer["exceptions"]:
+        if protocol["owner"] == "packing" and protocol["steps"]:
+            first, *rest = protocol["steps"]
+            said = t("station.protocol", target=t.word("target", protocol["target"]))
+            return Verdict("mind", said, _cut(first, 120), None, _fit([*rest, *_handling(answer)]))
+    if any(
+        x["column"] == "parcels.documents_complete" for x in (answer["handoff"] or {"incomplete": ()})["incomplete"]
+    ):
+        return Verdict("mind", t("station.handoff"), t("station.complete_documents"), None, _fit(_handling(answer)))
+    if advice is None or answer["degraded"]:
+        why = t("station.no_policy") if advice is None else t("station.no_model")
+        return Verdict("none", t("station.none"), reasons=_fit([*_handling(answer), why]))
+    return Verdict("usual", t("station.usual"), reasons=_fit(_handling(answer)))
+
+
+def _moved(option: Mapping[str, Any]) -> list[str]:
+    """The risks that an action lowers by a tenth of a point and more, by how much."""
+    falls = {t: before - after for t, (before, after) in option["risks"].items() if before - after >= 0.001}
+    return sorted(falls, key=lambda t: -falls[t])
+
+
+def _do(key: str, answer: Mapping[str, Any], t: Texts) -> str:
+    kind, _, name = key.partition(":")
+    if kind == "package":
+        now = next((p["package"] for p in answer["packages"] if p["current"]), None)
+        to, now = t.word("package", name), now and t.word("package", now)
+        return t("station.package", to=to) if now is None else t("station.package_instead", to=to, now=now)
+    if kind == "carrier":
+        return t("station.carrier", to=name.removesuffix("/*").replace("/", " "))
+    return t(f"station.{kind}")
+
+
+def _risk(option: Mapping[str, Any], moved: list[str], t: Texts) -> list[str]:
+    """The risk an action lowers most, without and with it."""
+    out = []
+    for target in moved[:1]:
+        before, after = option["risks"][target]
+        out.append(
+            t("station.falls", target=t.word("target", target), before=t.percent(before), after=t.percent(after))
+        )
+    return out
+
+
+def _drivers(answer: Mapping[str, Any], target: str | None, owner: str) -> list[str]:
+    """What raises the risk: what the owner of the action can change first, the most points first."""
+    if target is None:
+        return []
+    risks = answer["returns"] if target == "returned" else [answer["risks"][target]]
+    drivers = [d for risk in risks for d in risk["drivers"] if d["points"] > 0 and d["feature"] != "other"]
+    drivers.sort(key=lambda d: (d["team"] != owner, not d["lever"], -d["points"]))
+    texts = [_POINTS.sub("", d["text"]) for d in drivers]
+    return [text if len(text) <= CHARACTERS else text.partition(", usual here is")[0] for text in texts]
+
+
+def _handling(answer: Mapping[str, Any]) -> list[str]:
+    tier = answer["tier"]
+    return [tier["handling"]] if tier is not None and tier["handling"] else []
+
+
+def _fit(reasons: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, (_cut(r, CHARACTERS) for r in reasons))))[:REASONS]
+
+
+def _cut(text: str, most: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 1].rstrip(' ,.;:')}…"

@@ -1,0 +1,138 @@
+import json
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.pages.texts import Texts
+from serving.pages.verdict import CHARACTERS, DONE, OVERRIDES, REASONS, WORDS, read_scan, shown, unknown, verdict
+from serving.policy import ACTIONS, Policy
+from serving.schemas import EXAMPLE, Invalid, Rules
+from serving.score import decide
+
+TEXTS = Texts.load()
+names = st.text(max_size=200)
+shares = st.floats(0, 1)
+teams = st.sampled_from(["packing", "carrier", "customer", "cold_chain"])
+targets = st.sampled_from(["late", "failed_attempt", "damaged", "undelivered"])
+keys = st.one_of(
+    st.sampled_from([a for a in ACTIONS if a not in ("package", "carrier")]),
+    names.map("package:{}".format),
+    names.map("carrier:{}/*".format),
+)
+drivers = st.fixed_dictionaries(
+    {
+        "feature": st.sampled_from(["fragility", "other", "label_grade"]),
+        "team": teams,
+        "points": st.floats(-1, 1),
+        "lever": st.booleans(),
+        "text": names,
+    }
+)
+options = st.fixed_dictionaries(
+    {
+        "action": keys,
+        "owner": teams,
+        "recommended": st.just(True),
+        "risks": st.dictionaries(targets, st.tuples(shares, shares).map(list)),
+    }
+)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> dict[str, Any]:
+    """What an answer may say, as far as the station reads it."""
+    option = draw(st.none() | options)
+    risk = st.fixed_dictionaries({"drivers": st.lists(drivers, max_size=5)})
+    key = None if option is None else option["action"]
+    return {
+        "advice": draw(st.none() | st.just({"action": key})),
+        "degraded": draw(st.booleans()),
+        "actions": [] if option is None else [option],
+        "packages": [{"package": draw(names), "current": draw(st.booleans())}],
+        "violations": draw(st.lists(st.fixed_dictionaries({"rule": names}), max_size=4)),
+        "handoff": draw(st.none() | st.just({"incomplete": [{"column": "parcels.documents_complete"}]})),
+        "exceptions": draw(
+            st.lists(
+                st.fixed_dictionaries({"target": targets, "owner": teams, "steps": st.lists(names, max_size=5)}),
+                max_size=3,
+            )
+        ),
+        "tier": draw(st.none() | st.fixed_dictionaries({"handling": names})),
+        "risks": {t: draw(risk) for t in ("late", "failed_attempt", "damaged", "undelivered")},
+        "returns": [draw(risk)],
+    }
+
+
+@given(answers(), st.booleans())
+def test_a_verdict_fits_a_glance_whatever_the_answer_says(answer: dict[str, Any], visible: bool) -> None:
+    said = verdict(answer, TEXTS, shown=visible)
+    assert 0 < len(said.verdict.split()) <= WORDS
+    assert len(said.reasons) <= REASONS and all(0 < len(r) <= CHARACTERS for r in said.reasons)
+    assert len(said.action) <= 120
+    advised = answer["advice"] and answer["advice"]["action"]
+    assert said.key == (advised if visible else None)  # what can be answered is what was advised, and shown
+    assert bool(said.key) == (said.kind == "do")
+    if not visible:
+        assert (said.kind, said.verdict, said.action, said.reasons) == ("usual", "Pack as usual", "", ())
+
+
+def test_every_verdict_of_the_catalogue_has_at_most_twelve_words() -> None:
+    for key, text in TEXTS.all.items():
+        if key.startswith("station."):
+            filled = text.format_map(dict.fromkeys(("target", "team", "to", "now", "before", "after"), "a b"))
+            assert len(filled.split()) <= WORDS
+
+
+def test_without_a_policy_and_without_a_model_parcels_are_packed_as_usual() -> None:
+    request = Rules().one(json.dumps(EXAMPLE).encode())
+    (answer,), decided = decide(None, None, None, request)
+    said = verdict(answer, TEXTS)
+    assert (said.kind, said.verdict, said.key) == ("none", "No advice, pack as usual", None)
+    assert decided == []
+    assert unknown(TEXTS).kind == "none"
+
+
+def test_a_day_of_shadow_ends_on_the_shops_clock() -> None:
+    policy = object.__new__(Policy)
+    object.__setattr__(policy, "shadow_until", date(2026, 3, 1))
+    last = datetime(2026, 2, 28, 16, 59, 59, tzinfo=UTC)  # 23:59:59 in Jakarta
+    assert not shown(policy, "Asia/Jakarta", last)
+    assert shown(policy, "Asia/Jakarta", datetime(2026, 2, 28, 17, tzinfo=UTC))
+    assert not shown(policy, "UTC", datetime(2026, 2, 28, 17, tzinfo=UTC))
+    assert shown(None, "UTC", last)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "code"),
+        ({"code": ""}, "code"),
+        ({"code": "x" * 201}, "code"),
+        ({"code": 7}, "code"),
+        ({"code": "P", "decision_id": "no good"}, "decision_id"),
+        ({"code": "P", "parcel": "P"}, "parcel"),
+        ([], "body"),
+    ],
+)
+def test_a_scan_that_is_none_is_refused(body: Any, field: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        read_scan(json.dumps(body).encode())
+    assert refused.value.errors[0]["field"] == field
+
+
+def test_control_codes_can_be_barcodes_and_are_no_scans_by_chance() -> None:
+    from serving.pages.barcode import code39
+
+    for code in (DONE, *OVERRIDES):
+        path = str(code39(code)).partition('d="')[2].partition('"')[0]
+        assert path.count("M") == 5 * (len(code) + 2)  # five bars a character, with a start and a stop
+
+
+def test_each_character_of_code_39_has_three_wide_elements_and_a_pattern_of_its_own() -> None:
+    from serving.pages.barcode import _ELEMENTS
+
+    assert all(len(e) == 9 and e.count("1") == 3 for e in _ELEMENTS.values())
+    assert len(set(_ELEMENTS.values())) == len(_ELEMENTS) == 38
