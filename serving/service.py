@@ -423,6 +423,7 @@ def _status() -> Status:
         policy=None if loaded.policy is None else loaded.policy.digest,
         ledger=live().recorder is not None,
         waiting=live().waiting is not None,
+        answer_ms=int(os.environ.get("DOORSTEP_STATION_MS") or Status.answer_ms),
     )
 
 

@@ -47,6 +47,7 @@ class Status:
     policy: str | None = None
     ledger: bool = False
     waiting: bool = False
+    answer_ms: int = 250
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def page(request: Request) -> Response:
     return site.render(
         request,
         "pack.html",
-        waiting=site.sources.status().waiting,
+        status_of=site.sources.status(),
         done=(DONE, DONE_KEY),
         overrides=overrides,
         words=json.dumps(site.texts.under("bench")),

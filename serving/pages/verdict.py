@@ -71,7 +71,7 @@ SCAN_DOCS: dict[str, ReportDocs] = {
             "decision_id": "5f0c2f0d5a4c4f6c9f1f0a7b7c1d2e3f",
             "kind": "do",
             "verdict": "May arrive broken: one change before it leaves",
-            "action": "Pack in foam box instead of carton light",
+            "action": "Pack in foam box instead of light carton",
             "key": "package:foam_box",
             "reasons": ["Damage 2.1 % → 1.1 %", "Fragility above protection 2, usual here is 0"],
             "recorded": True,

@@ -61,6 +61,7 @@ def shop(run_service: Callable[..., Any], trained: Any, tmp_path_factory: pytest
         "DOORSTEP_POLICY": folder / "policy.toml",
         "DOORSTEP_LEDGER": url,
         "DOORSTEP_WAITING": folder / "waiting.db",
+        "DOORSTEP_STATION_MS": 3000,  # on a busy machine a parcel is not to be lost to a test
     }
     with run_service(**env) as service:
         parcels = requests(dataset, 150)

@@ -12,7 +12,7 @@ const other = document.getElementById("other");
 const state = document.getElementById("state");
 const reasonButtons = [...overrides.querySelectorAll("button")];
 
-const ANSWER_MS = 250; // and some to paint
+const ANSWER_MS = Number(station.dataset.answerMs); // and some to paint
 const REPORT_MS = 5000;
 const RETRY_MS = [1000, 15000];
 const UNHEARD = "not shown: no answer in time";
