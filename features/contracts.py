@@ -264,6 +264,18 @@ TABLES: dict[str, Table] = {
             references=(Reference("parcel_id", "parcels", "parcel_id"),),
             known_at=("decided_at",),
         ),
+        Table(
+            "changes",
+            "What the listing team changed about a product's listing, one row per change; no feature reads it.",
+            (
+                _id("sku", "the product", required=True),
+                _time("changed_at", "when it was changed", required=True),
+                _code("what", "what was changed"),
+                _time("known_at", "when the shop learned of it; empty means at once"),
+            ),
+            key=(),
+            known_at=("known_at", "changed_at"),
+        ),
     )
 }
 
@@ -277,5 +289,6 @@ ORDERED_TIMES: tuple[tuple[str, str, str, str], ...] = (
     ("returns", "requested_at", "returns", "known_at"),
     ("returns", "requested_at", "returns", "inspected_at"),
     ("decisions", "decided_at", "decisions", "known_at"),
+    ("changes", "changed_at", "changes", "known_at"),
 )
 """(table, column) that may not be after (table, column) of the row it belongs to."""

@@ -231,7 +231,7 @@ def _codes(tables: Tables, settings: Settings) -> dict[str, tuple[str, ...]]:
     coded = [
         (t.name, c.name)
         for t in TABLES.values()
-        if t.name not in ("events", "returns", "decisions")
+        if t.name not in ("events", "returns", "decisions", "changes")
         for c in t.columns
         if c.kind == "code"
     ]

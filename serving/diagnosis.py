@@ -196,7 +196,7 @@ TABLES: dict[str, Spec] = {
         "a series that departed from its forecast",
         _columns(
             text_1="kind key target",
-            date_2="began until",
+            date_2="began until alarm",
             count_3="observed",
             number_4="forecast chance false_alarms",
         ),

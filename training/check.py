@@ -37,6 +37,7 @@ COST_OF_ABSENCE: dict[str, str] = {
     "returns": "returned cannot be trained",
     "decisions": "treated parcels cannot be told from others: nothing to measure effects on, and models learn the risk "
     "as it is with whatever was done",
+    "changes": "nothing tells whether a changed listing came back less",
     "orders.customer_id": "no history of a customer's orders, refusals and returns",
     "orders.channel": "channels cannot be told apart",
     "orders.payment_method": "cash on delivery cannot be told from prepaid, often the strongest sign of a refusal",
@@ -99,10 +100,17 @@ COST_OF_ABSENCE: dict[str, str] = {
     "decisions.policy": "decisions of different policies cannot be told apart",
     "decisions.bundle": "decisions of different models cannot be told apart",
     "decisions.net_benefit": "what was expected cannot be compared with what came",
+    "changes.what": "which change helped is not known where there were several",
+    "changes.known_at": "a change is taken to be known the moment it was made",
 }
 """What is lost where a table (`table`) or an optional column (`table.column`) is absent."""
 
-_TIME_WARNINGS = {("promised_from", "promised_to"), ("requested_at", "inspected_at"), ("decided_at", "known_at")}
+_TIME_WARNINGS = {
+    ("promised_from", "promised_to"),
+    ("requested_at", "inspected_at"),
+    ("decided_at", "known_at"),
+    ("changed_at", "known_at"),
+}
 """Pairs of `ORDERED_TIMES` no label or feature depends on; the other pairs would teach a model nonsense."""
 
 _NOT_FUTURE = {
@@ -112,6 +120,7 @@ _NOT_FUTURE = {
     "events": ("happened_at", "known_at"),
     "returns": ("requested_at", "known_at", "inspected_at"),
     "decisions": ("decided_at", "known_at"),
+    "changes": ("changed_at", "known_at"),
 }
 _BELIEVABLE_TIMES = (pd.Timestamp("2000-01-01", tz="UTC"), pd.Timestamp("2100-01-01", tz="UTC"))
 

@@ -24,24 +24,45 @@ from training.cli.voice import (
 @click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
 @click.option("--since", metavar="DATE", help="Only what was decided from then on [default: everything].")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the tables and their summary.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Hold its predictions against what came.")
+@click.option("--standards", type=click.Path(path_type=Path), help="The shop's own standards for carriers, as TOML.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @json_option
 @voiced
 def diagnose(
-    voice: Voice, dataset: Path, as_of: str | None, since: str | None, out: Path, seed: int, as_json: bool
+    voice: Voice,
+    dataset: Path,
+    as_of: str | None,
+    since: str | None,
+    out: Path,
+    bundle: Path | None,
+    standards: Path | None,
+    seed: int,
+    as_json: bool,
 ) -> None:
-    """Find where it broke: carriers' corridors, the legs of late parcels, products whose listing misleads.
+    """Find where it broke: carriers, warehouses, packages, and products whose listing misleads.
 
     Corridors are held against what other carriers would have done with the same parcels, products against comparable
-    ones; only outcomes old enough to judge count, and what cannot be told apart is said to be so.
+    ones, warehouses against each other; only outcomes old enough to judge count, and what cannot be told apart is said
+    to be so.
     """
     from serving.diagnosis import DATABASE
     from training.diagnosis.artefact import write
     from training.diagnosis.diagnose import diagnose as run
     from training.diagnosis.diagnose import text
+    from training.diagnosis.standards import read
 
+    limits = None if standards is None else read(standards)
     data = opened(dataset, voice)
-    found = run(data, as_of=zoned(as_of, data), since=since, seed=seed, progress=voice.progress)
+    found = run(
+        data,
+        as_of=zoned(as_of, data),
+        since=since,
+        bundle=bundle,
+        standards=limits,
+        seed=seed,
+        progress=voice.progress,
+    )
     write(found.tables, found.document, out)
     voice.close()
     if as_json:

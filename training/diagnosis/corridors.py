@@ -53,11 +53,13 @@ class Corridors:
             that cannot be said).
         carriers: a row per carrier and service, likewise, of all its corridors; its ratio is of those that can be told.
         expected: (n,) the chance that others would have had with each parcel, NaN where nobody can say.
+        share: (draws,) share of all failures that corridors have beyond what others would have had.
     """
 
     table: pd.DataFrame
     carriers: pd.DataFrame
     expected: Array
+    share: Array
 
 
 def cases(target: str, parcels: Parcels, failed: Array, matrices: Matrices) -> tuple[Cases, dict[str, Array], Array]:
@@ -166,6 +168,7 @@ def corridors(
     carriers.insert(0, "target", found.target)
     into = by.ngroup().to_numpy()
     carriers["expected"] = np.bincount(into[told], out["expected"].to_numpy(float)[told], len(carriers))
+    share = np.zeros(1)
     for name in ESTIMATED:
         out[name] = carriers[name] = np.nan
     if len(told):
@@ -174,6 +177,7 @@ def corridors(
         family = pd.factorize(out["carrier"].to_numpy()[told])[0]
         said = estimate(o, e, rng, family=family, doubt=doubt, sums=into[told], confidence=confidence)
         out.loc[told, list(ESTIMATED)] = said.table[list(ESTIMATED)].to_numpy()
+        share = said.beyond / max(found.label.sum(), 1)
         due = carriers["expected"].to_numpy(float)
         some = np.flatnonzero(due > 0)
         whole = summary(said.sums[:, some] / due[some], due[some], confidence)
@@ -192,7 +196,7 @@ def corridors(
         for i in np.flatnonzero(table["verdict"] == "worse").tolist():
             at = groups[i]
             table.loc[i, "since"] = since(found.decided_at[at], found.label[at], expected[at])
-    return Corridors(worst_first(out), worst_first(carriers), expected)
+    return Corridors(worst_first(out), worst_first(carriers), expected, share)
 
 
 def _verdict(row: pd.Series[Any]) -> tuple[str, str]:

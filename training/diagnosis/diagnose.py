@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from features.arrays import Array
+from features.arrays import DAY, Array, local
 from features.dataset import Dataset
 from features.snapshot import Facts, on_clock
 from serving.diagnosis import FORMAT, TABLES
 from training.check import require
 from training.diagnosis.corridors import Corridors, cases, corridors
+from training.diagnosis.excess import BETTER, TOLD, by_legs, by_model, by_owner
 from training.diagnosis.legs import LEGS, legs
+from training.diagnosis.listings import changes, told
+from training.diagnosis.packaging import packaging
 from training.diagnosis.parcels import TARGETS, Parcels, judged, parcels_of
 from training.diagnosis.parcels import table as parcel_table
 from training.diagnosis.products import products, set_aside, traits
+from training.diagnosis.reality import reality
+from training.diagnosis.spikes import spikes
+from training.diagnosis.standards import Standard
+from training.diagnosis.standards import judged as met
+from training.diagnosis.warehouse import corridor_weeks, measures, readiness
 from training.labels import labels
 from training.pipeline import Matrices, matrices_of, moment_in
 
@@ -47,6 +56,8 @@ def diagnose(
     *,
     as_of: pd.Timestamp | str | None = None,
     since: str | None = None,
+    bundle: Path | None = None,
+    standards: Mapping[str, Standard] | None = None,
     seed: int = 0,
     progress: Callable[[str], Any] = lambda _: None,
 ) -> Diagnosis:
@@ -56,11 +67,14 @@ def diagnose(
         dataset: the shop's tables.
         as_of: only facts known before are used; default when the extract was taken.
         since: only what was decided from then on.
+        bundle: whose predictions are held against what came, of what it had not seen.
+        standards: the shop's own, from `training.diagnosis.standards.read`.
         seed: of everything random.
         progress: told what is being done.
 
     Raises:
         features.settings.DatasetError: the dataset is broken, see `doorstep check`.
+        features.files.ArtefactError: the bundle is none.
         ValueError: dates that leave nothing.
     """
     progress("checking the dataset")
@@ -91,10 +105,14 @@ def diagnose(
     why: dict[str, str] = {}
     parcels = parcels_of(facts, units["late"], end, start)
     failed = {target: judged(parcels, units[target], end) for target in TARGETS}
+    rng = np.random.default_rng(seed)
     late = legs(facts, units["late"], end, start)
-    document["corridors"], expected = _corridors(parcels, failed, late, matrices, seed, progress, made, why)
+    document["corridors"], expected, shares = _corridors(
+        parcels, failed, late, matrices, standards or {}, seed, progress, made, why
+    )
     made["parcels"] = parcel_table(facts, parcels, failed, expected, late, end)
-    why["parcels"] = "no parcel is old enough to judge"
+    why["parcels"] = why["corridor_weeks"] = "no parcel is old enough to judge"
+    made["corridor_weeks"] = corridor_weeks(made["parcels"], TARGETS)
     counts = late["leg"].value_counts()
     document["late"] = {
         "parcels": len(late),
@@ -103,23 +121,49 @@ def diagnose(
     }
     lines = set_aside(facts, units["returned"], end, start)
     document["products"] = {"why": "no order line is old enough to judge"}
-    why["lines"] = why["products"] = document["products"]["why"]
+    for name in ("lines", "products", "peers", "drivers"):
+        why[name] = document["products"]["why"]
     if len(lines):
         progress(f"what {len(lines):,} lines of comparable products have come back for")
         made["products"], lines["expected"] = products(lines, traits(lines, matrices), seed=seed, confidence=CONFIDENCE)
-        found = made["products"]
+        compared = "ratio" in made["products"]
+        if compared:
+            found = told(facts, made["products"], lines, end)
+            made["products"], made["peers"], made["drivers"] = found.products, found.peers, found.drivers
+            why["peers"] = "no product has comparable ones of another brand that sell enough"
+            why["drivers"] = "no product lacks what other listings of its category have"
+        else:
+            why["peers"] = why["drivers"] = made["products"]["why_not"].iloc[0]
         document["products"] = {
-            "products": len(found),
-            "returns": int(found["returns"].sum()),
-            "aside": int(found["aside"].sum()),
-            "named": int(found["named"].sum()),
-            "why": "" if "ratio" in found else found["why_not"].iloc[0],
+            "products": len(made["products"]),
+            "returns": int(made["products"]["returns"].sum()),
+            "aside": int(made["products"]["aside"].sum()),
+            "named": int(made["products"]["named"].sum()),
+            "why": "" if compared else made["products"]["why_not"].iloc[0],
         }
+    else:
+        lines["expected"] = np.empty(0)
     made["lines"] = lines.drop(columns="row")
+    progress("warehouses, packaging, departures from forecasts")
+    made["changes"], why["changes"] = changes(facts, lines, end, CONFIDENCE, rng)
+    measured = measures(facts, parcels, end)
+    made["readiness"], made["readiness_weeks"], why["readiness"] = readiness(parcels, measured, CONFIDENCE)
+    why["readiness_weeks"] = why["readiness"]
+    values = _values(matrices, parcels)
+    filled = values.get("fill_share", np.full(len(parcels), np.nan))
+    decided = parcels.decided_at
+    years = max((end - decided.min()) / (365 * DAY), 1 / 365) if len(decided) else 1.0
+    money = lines.groupby("sku")["value"].mean() / years
+    made["packaging"], why["packaging"] = packaging(facts, parcels, failed["damaged"], filled, money, CONFIDENCE, rng)
+    made["excess"] = _excess(late, lines, failed, values, shares, rng)
+    why["excess"] = "nothing has failed that can be judged"
+    made["spikes"] = _spikes(parcels, failed, expected, measured, made["readiness_weeks"], lines, settings.timezone)
+    why["spikes"] = "nothing departed from its forecast, or nothing has a past of four weeks"
+    made["reality"], why["reality"] = reality(bundle, units, matrices, settings.timezone, end, start, CONFIDENCE)
     document["tables"] = {
         name: {
             "rows": len(made.get(name, ())),
-            "why": "" if len(made.get(name, ())) else why.get(name, "this table is not made yet"),
+            "why": "" if len(made.get(name, ())) else why[name],
         }
         for name in TABLES
     }
@@ -131,36 +175,40 @@ def _corridors(
     failed: Mapping[str, Array],
     late: pd.DataFrame,
     matrices: Matrices,
+    standards: Mapping[str, Standard],
     seed: int,
     say: Callable[[str], Any],
     made: dict[str, pd.DataFrame],
     why: dict[str, str],
-) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The corridors and carriers of every target: a summary, and what others would have had with each parcel."""
+) -> tuple[dict[str, Any], dict[str, Array], dict[str, Array]]:
+    """The corridors and carriers of every target: a summary, what others would have had with each parcel, and draws of
+    the share of failures that is beyond that."""
     found: list[Corridors] = []
     document: dict[str, Any] = {}
     expected = {target: np.full(len(parcels), np.nan) for target in TARGETS}
+    shares = {target: np.zeros(1) for target in TARGETS}
     for target in TARGETS:
-        told, words, at = cases(target, parcels, failed[target], matrices)
-        failures = int(told.label.sum())
-        said: dict[str, Any] = {"parcels": len(told), "failures": failures, "why": ""}
-        if not len(told):
+        own, words, at = cases(target, parcels, failed[target], matrices)
+        failures = int(own.label.sum())
+        said: dict[str, Any] = {"parcels": len(own), "failures": failures, "why": ""}
+        if not len(own):
             said["why"] = "no parcel with a carrier can be judged"
         elif len(words["carrier"]) < 2:
             said["why"] = "one carrier only: there is nobody to compare it with"
-        elif min(failures, len(told) - failures) < LEAST:
-            said["why"] = f"{failures} of {len(told):,} parcels failed: at least {LEAST} of either are needed"
+        elif min(failures, len(own) - failures) < LEAST:
+            said["why"] = f"{failures} of {len(own):,} parcels failed: at least {LEAST} of either are needed"
         else:
-            found.append(corridors(told, words, seed=seed, confidence=CONFIDENCE, say=say))
-            expected[target][at] = found[-1].expected
+            found.append(corridors(own, words, seed=seed, confidence=CONFIDENCE, say=say))
+            expected[target][at], shares[target] = found[-1].expected, found[-1].share
             counts = found[-1].table["verdict"].value_counts().sort_index()
             said["verdicts"] = {str(k): int(v) for k, v in counts.items()}
         document[target] = said
     if found:
-        made["corridors"] = pd.concat([f.table for f in found], ignore_index=True)
-        made["carriers"] = _split(pd.concat([f.carriers for f in found], ignore_index=True), parcels, late)
+        made["corridors"] = met(pd.concat([f.table for f in found], ignore_index=True), standards)
+        whole = pd.concat([f.carriers for f in found], ignore_index=True)
+        made["carriers"] = met(_split(whole, parcels, late), standards)
     why["corridors"] = why["carriers"] = "; ".join(sorted({d["why"] for d in document.values()} - {""}))
-    return document, expected
+    return document, expected, shares
 
 
 def _split(carriers: pd.DataFrame, parcels: Parcels, late: pd.DataFrame) -> pd.DataFrame:
@@ -175,6 +223,81 @@ def _split(carriers: pd.DataFrame, parcels: Parcels, late: pd.DataFrame) -> pd.D
     split = out["target"] == "late"
     out.loc[split, ["ours", "theirs", "untold"]] = out.loc[split, ["ours", "theirs", "untold"]].fillna(0)
     return out
+
+
+def _values(matrices: Matrices, parcels: Parcels) -> dict[str, Array]:
+    """The features of each parcel by name, (n,) each."""
+    features, matrix = matrices["parcel"]
+    wanted = (*BETTER, "fill_share")
+    return {f: matrix[parcels.row, i].astype(np.float64) for i, f in enumerate(features.names) if f in wanted}
+
+
+def _excess(
+    late: pd.DataFrame,
+    lines: pd.DataFrame,
+    failed: Mapping[str, Array],
+    values: Mapping[str, Array],
+    shares: Mapping[str, Array],
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Where the failures of every target came from."""
+    parts = [by_legs(late, rng, CONFIDENCE)]
+    for target in TOLD:
+        known = ~np.isnan(failed[target])
+        of = {name: v[known] for name, v in values.items()}
+        parts.append(by_model(target, failed[target][known], of, shares[target], rng, CONFIDENCE))
+    parts.append(by_owner(lines, rng, CONFIDENCE))
+    some = [p for p in parts if len(p)]
+    return pd.concat(some, ignore_index=True) if some else pd.DataFrame()
+
+
+def _spikes(
+    parcels: Parcels,
+    failed: Mapping[str, Array],
+    expected: Mapping[str, Array],
+    measured: Mapping[str, Array],
+    weeks: pd.DataFrame,
+    lines: pd.DataFrame,
+    zone: str,
+) -> pd.DataFrame:
+    """Departures of corridors, warehouses, products and reasons from their forecasts."""
+    day = local(parcels.decided_at, zone).astype("datetime64[D]")
+    place, found = parcels.places, []
+    corridor = place["carrier"] + "|" + place["region"]
+    for target in TARGETS:
+        known = ~np.isnan(failed[target]) & (place["carrier"] != "")
+        if known.any():
+            o, e = failed[target][known], expected[target][known]
+            # Where nobody else goes, the shop's mean stands in: a series is held against its own past anyway.
+            e = np.where(np.isnan(e), o.mean(), e)
+            found.append(spikes("corridor", target, corridor[known], day[known], o, e))
+    if len(weeks):
+        rate = weeks.assign(rate=weeks["expected"] / weeks["parcels"]).set_index(["target", "node", "week"])["rate"]
+        for name in ("missed_cutoff", "label_poor", "documents_missing"):
+            known = ~np.isnan(measured[name]) & (place["node"] != "")
+            if known.any():
+                o = measured[name][known]
+                keys = [np.full(len(o), name, dtype=object), place["node"][known], parcels.week[known]]
+                e = rate.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy(float)
+                e = np.where(np.isnan(e), o.mean(), e)
+                found.append(spikes("node", name, place["node"][known], day[known], o, e))
+    if len(lines):
+        sold = local(lines["decided_at"].to_numpy(), zone).astype("datetime64[D]")
+        due = lines["expected"].to_numpy(float)
+        counted = lines["counted"].to_numpy(float)
+        due = np.where(np.isnan(due), counted.mean(), due)
+        found.append(spikes("sku", "returned", lines["sku"].to_numpy(object), sold, counted, due))
+        back = lines["returned"].to_numpy(bool) & lines["reason"].notna().to_numpy()
+        reasons = np.unique(lines.loc[back, "reason"].to_numpy(str)).astype(object)
+        if len(reasons) and back.any():
+            said = lines.loc[back, "reason"].to_numpy(object)
+            one = said[:, None] == reasons[None, :]
+            mean = np.broadcast_to(one.mean(axis=0), one.shape)
+            key = np.broadcast_to(reasons, one.shape)
+            days = np.repeat(sold[back], len(reasons))
+            found.append(spikes("reason", "returned", key.ravel(), days, one.ravel().astype(float), mean.ravel()))
+    some = [f for f in found if len(f)]
+    return pd.concat(some, ignore_index=True) if some else pd.DataFrame()
 
 
 def text(found: Diagnosis, most: int = 5) -> str:

@@ -72,10 +72,12 @@ class Estimates:
         table: (g) rows with ratio, low, high, chance_worse (that it is above what counts as worse), chance_worst (that
             it is the largest of all), excess (events beyond the expected, shrunk).
         sums: (draws, k) true events of each of k sums of groups: ratio times expected.
+        beyond: (draws,) events beyond the expected of all groups that have some.
     """
 
     table: pd.DataFrame
     sums: Array
+    beyond: Array
 
 
 def estimate(
@@ -109,6 +111,7 @@ def estimate(
     parts: list[pd.DataFrame] = []
     best, at = np.full(n, -np.inf), np.zeros(n, dtype=np.int64)
     into = np.zeros(g, dtype=np.int64) if sums is None else sums
+    beyond = np.zeros(n)
     total = np.zeros((n, int(into.max(initial=0)) + 1))
     for part, draws in _draws(observed, e, rng, family, doubt):
         parts.append(summary(draws, e[part], confidence, worse))
@@ -116,10 +119,11 @@ def estimate(
         at = np.where(most > best, first + part.start, at)
         best = np.maximum(most, best)
         member = (into[part, None] == np.arange(total.shape[1])).astype(np.float64)
+        beyond += np.maximum(draws - 1, 0) @ e[part]
         total += draws @ (member * e[part, None])
     table = pd.concat(parts, ignore_index=True)
     table["chance_worst"] = np.bincount(at, minlength=g) / n
-    return Estimates(table, total)
+    return Estimates(table, total, beyond)
 
 
 def ratios(

@@ -42,7 +42,7 @@ _BLOCKS_PER_GROUP = 20
 
 _PART = ".world-"
 
-DRAWN = tuple(name for name in TABLES if name != "decisions")
+DRAWN = tuple(name for name in TABLES if name not in ("decisions", "changes"))
 """The tables of a world: what a shop has before anybody advises it."""
 
 _TYPES: dict[str, pa.DataType] = {
