@@ -485,7 +485,7 @@ def fit_on(
     say: Progress,
     spec: ModelSpec | None = None,
     beside: int = 1,
-    levers: Sequence[Lever] = (),
+    levers: Sequence[Lever] | None = None,
 ) -> Fitted:
     """Fit one target on what a fold trains on, as every training does: the same features, inner folds and calibration.
 
@@ -498,7 +498,8 @@ def fit_on(
         say: told what is being done.
         spec: how it is modelled, default as in `MODELS`.
         beside: how many targets are fitted at the same time.
-        levers: what changing a column does, to train on those it was changed for.
+        levers: what changing a column does, to train on those it was changed for; default estimated here, as of the
+            fold, if there are any.
 
     Raises:
         ValueError: the training rows hold one class only; ask `why_not` first.
@@ -515,7 +516,14 @@ def fit_on(
     label = np.full(len(units), -1, dtype=np.int8)
     label[fold.train] = fold.train_label
     spec = spec or MODELS[units.target]
-    done = acted(facts, units, fold.at, levers)
+    done = acted(facts, units, fold.at, levers or ())
+    if done is not None and levers is None and done.corrected + done.left_out:
+
+        def read(chosen: FeatureSet, row: Array) -> Array:
+            return cut(matrices, chosen, row)
+
+        estimated, _ = estimate_levers(facts, {units.target: units}, read, fold.at, fold.until, seed, say)
+        done = acted(facts, units, fold.at, estimated)
     offset = None
     if done is not None and done.corrected:
         units, offset = done.units, done.offset

@@ -95,6 +95,21 @@ def test_a_shop_that_acts_forgets_its_risk_and_is_kept_from_it_by_what_is_on_rec
     assert 0.9 < ratio["told"] / ratio["nobody acts"] < 1.15, ratio
 
 
+def test_a_fit_of_a_backtest_or_a_search_takes_back_what_was_done_as_a_training_does(shops):
+    """Neither estimates levers beforehand."""
+    facts = Facts.of(shops[0]["told"])
+    units = labels(facts, "damaged")
+    matrices = matrices_of(facts, {"damaged": units}, lambda _: None)
+    at, end = np.datetime64("2025-07-01", "us"), facts.snapshot.as_of
+    levers, _ = estimate_levers(facts, {"damaged": units}, lambda f, r: cut(matrices, f, r), at, end, 0, lambda _: None)
+    fold = split(units, at, end)
+    there = [
+        fit_on(facts, units, matrices, fold, 0, lambda _: None, **given).model for given in ({}, {"levers": levers})
+    ]
+    matrix = cut(matrices, there[0].features, units.row[fold.test])
+    np.testing.assert_array_equal(*(model.probability(matrix) for model in there))
+
+
 def test_what_was_done_is_taken_back_and_known_by_the_lot_and_the_lever(shops):
     datasets, _ = shops
     told, plain = Facts.of(datasets["told"]), Facts.of(datasets["nobody acts"])
