@@ -12,6 +12,7 @@ import math
 import os
 import sqlite3
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,10 @@ from typing import Any
 FORMAT = 1
 """Of the directory: another one is refused."""
 DATABASE, SUMMARY = "diagnosis.sqlite", "diagnosis.json"
+KEPT, KEPT_ROWS = 2000, 200
+"""Counts and sums that are kept, and rows that one of them may have."""
+MANY = 20_000
+"""Rows from which putting them in order takes time."""
 Value = str | int | float | None
 
 KINDS = {
@@ -94,6 +99,7 @@ TABLES: dict[str, Spec] = {
             # What a page counts stands in the index whole, so that rows are read only to be shown.
             ("parcel_id",),
             ("carrier", "service", "region", "decided_at", "whose", *PARCEL_TARGETS),
+            ("carrier", "late", "whose"),
             ("node", "shift", "decided_at", "missed_cutoff", "label_grade", "documents_complete", *PARCEL_TARGETS),
             ("late", "whose", "leg", "carrier", "service", "region", "node", "decided_at"),
             *((t, "carrier", "service", "region", "node", "decided_at") for t in PARCEL_TARGETS[1:]),
@@ -144,7 +150,7 @@ TABLES: dict[str, Spec] = {
             number_7="worth",
             text_8="driver advice arguments",
         ),
-        (("sku",), ("named", "worth"), ("category",), ("verdict", "worth")),
+        (("sku",), ("worth",), ("named", "worth"), ("category", "worth"), ("verdict", "worth")),
     ),
     "peers": Spec(
         "a product and a comparable one",
@@ -288,12 +294,14 @@ class Table:
         columns: name -> kind, one of `KINDS`.
         rows: how many there are.
         why: why it is empty, in a sentence; "" if it is not, or if there is nothing to say.
+        gapless: its rows are numbered from 1 on without gaps.
     """
 
     name: str
     columns: Mapping[str, str]
     rows: int
     why: str
+    gapless: bool = False
 
 
 @dataclass(frozen=True)
@@ -336,6 +344,7 @@ class Diagnosis:
         self._file = directory / DATABASE
         self._is = _identity(self._file)
         self._idle: list[sqlite3.Connection] = []
+        self._kept: OrderedDict[tuple[Any, ...], list[tuple[Any, ...]]] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
@@ -372,7 +381,8 @@ class Diagnosis:
                 rows = connection.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()[0] if columns else 0
                 why = said.get("why") or ""
                 more = {c: _KIND_OF.get(sql.upper(), "text") for c, sql in columns.items() if c not in least}
-                tables[name] = Table(name, {**least, **more}, rows, why)
+                last = connection.execute(f"SELECT max(rowid) FROM {_quoted(name)}").fetchone()[0] if rows else 0
+                tables[name] = Table(name, {**least, **more}, rows, why, last == rows)
         found.tables = tables
         return found
 
@@ -429,7 +439,7 @@ class Diagnosis:
         if not where or not known.rows:
             return known.rows
         condition, values = self._condition(known, where)
-        return int(self._one(f"SELECT count(*) FROM {_quoted(table)}{condition}", values)[0])
+        return int(self._counted(f"SELECT count(*) FROM {_quoted(table)}{condition}", values)[0][0])
 
     def sums(self, table: str, columns: Sequence[str], where: Where = ALL, *, by: Sequence[str] = ()) -> list[Row]:
         """Rows counted, and columns added up, by the values of others.
@@ -452,9 +462,7 @@ class Diagnosis:
         select = ", ".join([*map(_quoted, by), "count(*)", *added])
         group = f" GROUP BY {named} ORDER BY {named}" if by else ""
         query = f"SELECT {select} FROM {_quoted(table)}{condition}{group}"
-        with self._connection() as connection:
-            found = connection.execute(query, values).fetchall()
-        return [dict(zip((*by, "rows", *columns), row, strict=True)) for row in found]
+        return [dict(zip((*by, "rows", *columns), row, strict=True)) for row in self._counted(query, values)]
 
     def values(self, table: str, column: str, *, limit: int = 1000) -> list[Value]:
         """The values a column has, in order, without absent ones. Raises QueryError."""
@@ -509,6 +517,14 @@ class Diagnosis:
         select = f"SELECT {', '.join(map(_quoted, columns))} FROM {name}"
         if limit is None and not offset:
             return columns, f"{select}{condition} ORDER BY {order}", values
+        if limit is not None and order == "rowid":
+            if not where and known.gapless:
+                return columns, f"{select} WHERE rowid > ? ORDER BY rowid LIMIT ?", [offset, limit]
+            # Of many rows the first are found sooner one after the other than by putting all of them in order.
+            if where and where.begin is where.end is None and "week" not in where.equal:
+                found = self.total(table, where)
+                if found >= MANY and (offset + limit) * known.rows < found * found / 4:
+                    name = f"{name} NOT INDEXED"
         chosen = f"SELECT rowid FROM {name}{condition} ORDER BY {order} LIMIT ? OFFSET ?"
         values += [-1 if limit is None else limit, offset]
         return columns, f"{select} WHERE rowid IN ({chosen}) ORDER BY {order}", values
@@ -528,7 +544,8 @@ class Diagnosis:
 
     def _order(self, table: Table, sort: str) -> str:
         name = _quoted(self._column(table, sort.removeprefix("-"), "sort"))
-        return f"{name} IS NULL, {name}{' DESC' if sort.startswith('-') else ''}, "
+        # Absent values are the smallest to SQLite: downwards they come last by themselves, and an index serves.
+        return f"{name} DESC, " if sort.startswith("-") else f"{name} IS NULL, {name}, "
 
     def _column(self, table: Table, name: str, asked: str = "") -> str:
         if name not in table.columns:
@@ -538,10 +555,21 @@ class Diagnosis:
 
     # --- connections -----------------------------------------------------------------------------------------------
 
-    def _one(self, query: str, values: Sequence[Value]) -> tuple[Any, ...]:
+    def _counted(self, query: str, values: Sequence[Value]) -> list[tuple[Any, ...]]:
+        """The answer to a question that reads many rows and gives few; kept, as what is read never changes."""
+        key = (query, *values)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
         with self._connection() as connection:
-            row: tuple[Any, ...] = connection.execute(query, values).fetchone()
-            return row
+            found = connection.execute(query, values).fetchall()
+        if len(found) <= KEPT_ROWS:
+            with self._lock:
+                self._kept[key] = found
+                while len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+        return found
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:

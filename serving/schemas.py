@@ -686,7 +686,7 @@ class Receipt(TypedDict):
     """That a report is recorded: the same, whenever the same report is sent again."""
 
     key: str
-    decision_id: str
+    decision_id: NotRequired[Annotated[str, Field(description="the decision it is about; not of a change")]]
     recorded_at: Annotated[str, Field(description="when it was acknowledged, UTC")]
     seq: Annotated[int, Field(description="its place in the chain of records")]
     hash: Annotated[str, Field(description="the chain's hash up to it")]

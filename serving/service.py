@@ -38,11 +38,11 @@ from starlette.routing import Route
 from features.snapshot import Snapshot
 from serving.advice import ASKING, Asking, Capacity, new_id
 from serving.bundle import Bundle
-from serving.diagnosis import SUMMARY, Diagnosis
+from serving.diagnosis import SUMMARY
 from serving.guard import MAX_BODY, PROBLEM, SCOPE_KEY, App, Guard, Refused
 from serving.ledger.schemas import DOCS, PATHS
 from serving.ledger.schemas import read as read_report
-from serving.pages import Site, Sources, Status
+from serving.pages import Site, Sources, Status, prepared
 from serving.pages import routes as page_routes
 from serving.pages.verdict import SCAN_DOCS, read_scan, shown, unknown, verdict
 from serving.policy import Policy
@@ -64,6 +64,7 @@ ENDPOINTS: dict[str, str] = {
     "/v1/parcels/scan": "POST",
     "/v1/outcomes": "POST",
     "/v1/overrides": "POST",
+    "/v1/changes": "POST",
     "/v1/withdrawals": "POST",
     "/docs.json": "GET",
     "/schema.json": "GET",
@@ -119,7 +120,7 @@ class Live:
             os.environ.get("DOORSTEP_POLICY") or None, self._load_policy, name="policy", on_change=self._swap
         )
         self.diagnosis = Watcher(
-            os.environ.get("DOORSTEP_DIAGNOSIS") or None, Diagnosis.open, name="diagnosis", manifest=SUMMARY
+            os.environ.get("DOORSTEP_DIAGNOSIS") or None, prepared, name="diagnosis", manifest=SUMMARY
         )
         self.capacity = Capacity()
         self.loaded = Loaded(None, None, _RULES)
@@ -346,7 +347,9 @@ def _refusing(work: Callable[[Request], Any]) -> Callable[[Request], Response]:
 
 
 def _report(request: Request) -> dict[str, Any]:
-    """Record an outcome or an override. The database may take its time."""
+    """Record a report. The database may take its time."""
+    if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        raise Refused(403, "Reports are not taken from pages of other sites.")
     recorder = live().recorder
     if recorder is None:
         raise Refused(404, "This service keeps no ledger; DOORSTEP_LEDGER names the database of one.")
@@ -414,6 +417,20 @@ def _json(content: Any) -> Any:
     return Response(to_json(content), media_type="application/json")
 
 
+def _changes(sku: str) -> list[dict[str, Any]] | None:
+    """The recorded changes of a listing, for the pages; None if the ledger does not answer."""
+    recorder = live().recorder
+    if recorder is None:
+        return []
+    from serving.ledger import LedgerError
+
+    try:
+        return recorder.database.changes(sku)
+    except LedgerError as error:
+        logger.error("changes of a listing cannot be read: %s", error)
+        return None
+
+
 def _status() -> Status:
     """What is loaded, for the pages."""
     loaded = live().loaded
@@ -463,6 +480,7 @@ _site = Site(
         ENDPOINTS,
         diagnosis=lambda: live().diagnosis.value,
         diagnosis_problem=lambda: live().diagnosis.problem,
+        changes=lambda sku: _changes(sku),
     ),
     language=os.environ.get("DOORSTEP_LANGUAGE") or "en",
 )

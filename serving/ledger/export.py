@@ -35,7 +35,7 @@ class Exported:
 
 
 def export(database: Database, out: Path, journal: Path | None = None) -> Exported:
-    """Write `decisions.parquet`, `events.parquet` and `returns.parquet`, in the columns of `features.contracts`.
+    """Write `decisions`, `events`, `returns` and `changes` as Parquet, in the columns of `features.contracts`.
 
     A fact's `known_at` is when it was reported. Reports that a later one corrects are left out. `done` is what was
     reported to be done; it is empty, with a `known_at`, where it was reported that nothing was.
@@ -50,6 +50,7 @@ def export(database: Database, out: Path, journal: Path | None = None) -> Export
     """
     decisions: list[Mapping[str, Any]] = []
     reports: list[Record] = []
+    changes: list[Mapping[str, Any]] = []
     gone, waiting = 0, set() if journal is None else kept(journal)  # looked at first: what is delivered meanwhile is in
     for record in database.records():
         if record.kind == "decision":
@@ -58,12 +59,16 @@ def export(database: Database, out: Path, journal: Path | None = None) -> Export
             gone += 1
         elif record.kind == "decision":
             decisions.append(record.body)
+        elif record.kind == "change":
+            known = max(record.recorded_at, record.body["changed_at"])
+            changes.append({**record.body, "known_at": known})
         else:
             reports.append(record)
     reports = current(reports)
     told = {r.decision_id: r for r in reports if done(r)}
-    rows: dict[str, list[dict[str, Any]]] = {"decisions": [], "events": [], "returns": []}
+    rows: dict[str, list[dict[str, Any]]] = {"decisions": [], "events": [], "returns": [], "changes": []}
     rows["decisions"] = [_decision(d, told.get(d["decision_id"])) for d in decisions]
+    rows["changes"] = [{name: c.get(name) for name in TABLES["changes"].names} for c in changes]
     for report in reports:
         body = report.body
         assert body is not None

@@ -59,6 +59,11 @@ def report(change: Change, path: str, content: Mapping[str, Any], now: datetime)
     if known is not None:
         _same(kind, fields, content, known)
         return _receipt(content, known)
+    if kind == "change":
+        change.append([Entry(kind, name, stamp(now), content, listing=content["sku"])])
+        recorded = change.find(*name)
+        assert recorded is not None
+        return _receipt(content, recorded)
     decision = change.find("decision", content["decision_id"])
     if decision is None:
         raise LookupError(content["decision_id"])
@@ -159,9 +164,10 @@ def _plausible(fields: Fields, content: Mapping[str, Any], decision: Mapping[str
 
 
 def _receipt(content: Mapping[str, Any], record: Record) -> dict[str, Any]:
+    about = {} if record.decision_id is None else {"decision_id": record.decision_id}
     return {
         "key": content["key"],
-        "decision_id": record.decision_id,
+        **about,
         "recorded_at": record.recorded_at,
         "seq": record.seq,
         "hash": record.hash,

@@ -1,4 +1,4 @@
-"""What a report of an outcome or an override, or its withdrawal, may hold. Knows nothing of the database."""
+"""What a report of an outcome, an override, its withdrawal or a changed listing may hold. No database here."""
 
 from __future__ import annotations
 
@@ -56,10 +56,21 @@ WITHDRAWAL = Fields(
         Column("reason", "id", "why", required=True),
     ),
 )
+CHANGE = Fields(
+    "Change",
+    "That the listing of a product was changed: what comes back is compared before and after",
+    (
+        _KEY,
+        Column("sku", "id", "the product", required=True),
+        Column("changed_at", "time", "since when the listing reads so", required=True),
+        Column("what", "id", "what was changed, in a few words", required=True),
+    ),
+)
 PATHS: dict[str, tuple[str, Fields]] = {
     "/v1/outcomes": ("outcome", OUTCOME),
     "/v1/overrides": ("override", OVERRIDE),
     "/v1/withdrawals": ("withdrawal", WITHDRAWAL),
+    "/v1/changes": ("change", CHANGE),
 }
 """Path -> kind of record, and what its body may hold."""
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -82,6 +93,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "withdraws": "scan-88123",
         "reason": "the scan was of another parcel",
     },
+    "/v1/changes": {
+        "key": "listing-team-77",
+        "sku": "SKU00552",
+        "changed_at": "2025-03-01T00:00:00+00:00",
+        "what": "size guide added",
+    },
 }
 """The worked examples of the documentation."""
 DOCS: dict[str, ReportDocs] = {
@@ -92,7 +109,7 @@ DOCS: dict[str, ReportDocs] = {
         EXAMPLES[path],
         {
             "key": EXAMPLES[path]["key"],
-            "decision_id": EXAMPLES[path]["decision_id"],
+            **({"decision_id": EXAMPLES[path]["decision_id"]} if "decision_id" in EXAMPLES[path] else {}),
             "recorded_at": "2025-03-04T10:15:02.184321Z",
             "seq": 4711,
             "hash": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",

@@ -100,6 +100,7 @@ class Entry:
         body: plain data for JSON.
         decision_id: the decision it is or belongs to.
         parcel_id: the parcel it is about; stands in the database as a pseudonym.
+        listing: the product whose listing it is about, in the place of a parcel; likewise.
         subject: whose key the body is encrypted with, ("customer", id) or ("order", id); None: it is not encrypted.
     """
 
@@ -110,6 +111,7 @@ class Entry:
     decision_id: str | None = None
     parcel_id: str | None = None
     subject: tuple[str, str] | None = None
+    listing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -350,9 +352,18 @@ class Database:
         """Every decision and report, in the order of the chain, opened."""
         with self.reading() as connection:
             opener = Opener(self.secrets)
-            query = OPENED.where(RECORDS.c.kind.in_(CONTENT)).order_by(RECORDS.c.seq)
+            query = OPENED.where(RECORDS.c.kind.in_((*CONTENT, "change"))).order_by(RECORDS.c.seq)
             for row in connection.execution_options(yield_per=1000).execute(query).mappings():
                 yield opener.record(row)
+
+    def changes(self, sku: str) -> list[dict[str, Any]]:
+        """The changes of a product's listing, as reported, the latest first. Raises LedgerError."""
+        about = self.secrets.pseudonym("listing", sku)
+        query = OPENED.where(RECORDS.c.parcel == about, RECORDS.c.kind == "change").order_by(RECORDS.c.seq.desc())
+        with self.reading() as connection:
+            opener = Opener(self.secrets)
+            found = [opener.record(row).body for row in connection.execute(query).mappings()]
+        return sorted((b for b in found if b is not None), key=lambda b: str(b["changed_at"]), reverse=True)
 
 
 class Opener:
@@ -427,7 +438,7 @@ class Change:
                 "recorded_at": entry.recorded_at,
                 "key": key,
                 "decision_id": entry.decision_id,
-                "parcel": None if entry.parcel_id is None else self.parcel(entry.parcel_id),
+                "parcel": self._about(entry),
                 "key_id": key_id,
                 "body_digest": body_digest,
             }
@@ -436,6 +447,11 @@ class Change:
             self.seq, self.hash = row["seq"], row["hash"]
         self._connection.execute(RECORDS.insert(), rows)
         self._connection.execute(HEAD.update().values(seq=self.seq, hash=self.hash))
+
+    def _about(self, entry: Entry) -> str | None:
+        if entry.listing is not None:
+            return self._secrets.pseudonym("listing", entry.listing)
+        return None if entry.parcel_id is None else self.parcel(entry.parcel_id)
 
     def parcel(self, parcel_id: str) -> str:
         """The pseudonym of a parcel."""

@@ -20,16 +20,19 @@ Pages are plain functions `(request) -> Response`, entered in `PAGES`; no page a
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from serving.diagnosis import Diagnosis, Where
 from serving.pages import carriers, home, listings, meeting, rows, station, warehouse
 from serving.pages.data import DATA
 from serving.pages.site import Site, Sources, Status
+from serving.pages.texts import Texts
 
-__all__ = ["PAGES", "Site", "Sources", "Status", "routes"]
+__all__ = ["PAGES", "Site", "Sources", "Status", "prepared", "routes"]
 
 PAGES: dict[str, Callable[[Request], Response]] = {
     "/": home.page,
@@ -44,6 +47,22 @@ PAGES: dict[str, Callable[[Request], Response]] = {
 }
 """Path -> page. Paths are fixed, and what a page is about stands in the query (`/listings/product?sku=A%2FB`): an id
 may hold a slash, and the metrics keep a series for each path."""
+
+
+def prepared(directory: Path) -> Diagnosis:
+    """A diagnosis whose overviews have been asked for once, so that no reader waits for sums over every parcel.
+
+    Raises:
+        serving.diagnosis.DiagnosisError: there is none, or it cannot be read.
+    """
+    found = Diagnosis.open(directory)
+    texts = Texts.load()
+    home.found(found, texts)
+    carriers.late_by(found, "carrier")
+    for carrier in found.values("parcels", "carrier", limit=100):
+        carriers.late_all(found, {"carrier": carrier})
+    found.total("lines", Where({"returned": 1}))
+    return found
 
 
 def routes(site: Site) -> list[Route]:

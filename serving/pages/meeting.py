@@ -42,19 +42,14 @@ ALONE = {
 """Headers of such a page: its style is allowed by its hash, and nothing else is."""
 
 
-def pack(diagnosis: Diagnosis, carrier: str, site: Site) -> dict[str, bytes]:
-    """The files of a carrier's meeting pack, by name.
-
-    Raises:
-        QueryError: the diagnosis knows no such carrier; says which it knows.
-    """
+def _context(diagnosis: Diagnosis, carrier: str, site: Site) -> dict[str, Any]:
+    """What the page and the definitions say. Raises QueryError."""
     where = Where({"carrier": carrier})
     parcels = diagnosis.total("parcels", where)
     if not parcels:
         known = ", ".join(map(str, diagnosis.values("parcels", "carrier", limit=20)))
         raise QueryError("carrier", "is not known to this diagnosis", carrier, known or "none: no parcel has a carrier")
-    body = written([COLUMNS]) + b"".join(written(chunk) for chunk in _failed(diagnosis, carrier, site))
-    context: dict[str, Any] = {
+    return {
         "carrier": carrier,
         "parcels": parcels,
         "late": late_all(diagnosis, {"carrier": carrier}),
@@ -70,9 +65,18 @@ def pack(diagnosis: Diagnosis, carrier: str, site: Site) -> dict[str, bytes]:
         "style": Markup(STYLE),  # our own file
         **around(diagnosis, site.texts),
     }
+
+
+def pack(diagnosis: Diagnosis, carrier: str, site: Site) -> dict[str, bytes]:
+    """The files of a carrier's meeting pack, by name.
+
+    Raises:
+        QueryError: the diagnosis knows no such carrier; says which it knows.
+    """
+    context = _context(diagnosis, carrier, site)
     return {
         PAGE: site.document("meeting.html", **context).encode(),
-        PARCELS: body,
+        PARCELS: written([COLUMNS]) + b"".join(written(chunk) for chunk in _failed(diagnosis, carrier, site)),
         DEFINITION: site.document("definition.txt", **context).encode(),
     }
 
@@ -91,7 +95,7 @@ def page(request: Request, diagnosis: Diagnosis) -> Response:
     """The two pages, in the browser."""
     site = of(request)
     carrier = whole(request.query_params, ("carrier",))["carrier"]
-    return HTMLResponse(pack(diagnosis, carrier, site)[PAGE], headers=ALONE)
+    return HTMLResponse(site.document("meeting.html", **_context(diagnosis, carrier, site)), headers=ALONE)
 
 
 def _archive(request: Request, diagnosis: Diagnosis) -> Response:
