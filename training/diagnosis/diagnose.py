@@ -188,6 +188,9 @@ def _corridors(
     expected = {target: np.full(len(parcels), np.nan) for target in TARGETS}
     shares = {target: np.zeros(1) for target in TARGETS}
     for target in TARGETS:
+        if not len(parcels):
+            document[target] = {"parcels": 0, "failures": 0, "why": "there is no parcel"}
+            continue
         own, words, at = cases(target, parcels, failed[target], matrices)
         failures = int(own.label.sum())
         said: dict[str, Any] = {"parcels": len(own), "failures": failures, "why": ""}
@@ -227,6 +230,8 @@ def _split(carriers: pd.DataFrame, parcels: Parcels, late: pd.DataFrame) -> pd.D
 
 def _values(matrices: Matrices, parcels: Parcels) -> dict[str, Array]:
     """The features of each parcel by name, (n,) each."""
+    if not len(parcels):
+        return {}
     features, matrix = matrices["parcel"]
     wanted = (*BETTER, "fill_share")
     return {f: matrix[parcels.row, i].astype(np.float64) for i, f in enumerate(features.names) if f in wanted}

@@ -94,7 +94,8 @@ def by_model(
     total = float(failed.sum())
     if not total:
         return pd.DataFrame()
-    names = [f for f in TOLD[target] if f in values and np.nanstd(values[f]) > 0]
+    there = [f for f in TOLD[target] if f in values and not np.isnan(values[f]).all()]
+    names = [f for f in there if np.nanstd(values[f]) > 0]
     at = np.arange(len(failed))
     if len(at) > ROWS:
         at = np.sort(rng.choice(at, ROWS, replace=False))

@@ -104,7 +104,14 @@ def _held(node: str, shift: str, measure: str, cells: pd.DataFrame, z: float) ->
     week = cells.groupby("week")[["sum", "size", "expected"]].sum(min_count=1).sort_index()
     o, n, e = (week[c].to_numpy(float) for c in ("sum", "size", "expected"))
     rate, trend = o.sum() / n.sum(), np.nan
-    out = {"node": node, "shift": shift, "measure": measure, "parcels": int(n.sum()), "observed": o.sum()}
+    out: dict[str, object] = {
+        "node": node,
+        "shift": shift,
+        "measure": measure,
+        "parcels": int(n.sum()),
+        "observed": o.sum(),
+    }
+    out |= {"low": np.nan, "high": np.nan, "elsewhere": np.nan}
     if len(week) > RECENT:
         trend = o[-RECENT:].sum() / n[-RECENT:].sum() - o[:-RECENT].sum() / n[:-RECENT].sum()
     told = ~np.isnan(e)

@@ -1,0 +1,263 @@
+"""The tables of a diagnosis beside corridors: standards, warehouses, shares, departures, changes; shops with little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from features import Dataset
+from features.settings import Settings
+from features.snapshot import Facts
+from training.diagnosis.artefact import TABLES, rows
+from training.diagnosis.diagnose import diagnose
+from training.diagnosis.excess import SOURCES, by_legs, by_model, by_owner
+from training.diagnosis.listings import changes
+from training.diagnosis.parcels import Parcels, mondays, shifts
+from training.diagnosis.reality import reality
+from training.diagnosis.spikes import FALSE, spikes
+from training.diagnosis.standards import Standard, judged, read
+from training.diagnosis.warehouse import readiness
+from training.labels import labels
+from training.pipeline import matrices_of
+from training.world import generate
+
+START = np.datetime64("2025-01-06", "D")  # a Monday
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return Dataset.open(generate(tmp_path_factory.mktemp("small") / "shop", parcels=400, seed=1))
+
+
+def whole(dataset: Dataset, **keep: pd.DataFrame | None) -> Dataset:
+    """The dataset with some tables replaced, or left out."""
+    tables = {n: t for n, t in {**dataset.tables, **keep}.items() if t is not None}
+    return Dataset(dataset.settings, tables)
+
+
+def only(dataset: Dataset, n: int) -> Dataset:
+    """The first n parcels, and what belongs to them."""
+    parcels = dataset.tables["parcels"].head(n)
+    own = {
+        name: dataset.tables[name][dataset.tables[name]["parcel_id"].isin(parcels["parcel_id"])]
+        for name in ("events", "order_lines")
+    }
+    return whole(dataset, parcels=parcels, returns=None, **own)
+
+
+def same(dataset: Dataset, **columns: str) -> Dataset:
+    """The dataset with columns of parcels that have one value only."""
+    parcels = dataset.tables["parcels"].copy()
+    for name, value in columns.items():
+        parcels[name] = pd.Series([value] * len(parcels), index=parcels.index, dtype=object)
+    return whole(dataset, parcels=parcels)
+
+
+LITTLE = {
+    "as it is": lambda d: d,
+    "no returns": lambda d: whole(d, returns=None),
+    "no events": lambda d: whole(d, events=None, returns=None),
+    "no parcels": lambda d: whole(d, parcels=None, events=None, returns=None),
+    "no listings": lambda d: whole(d, listings=None),
+    "one carrier": lambda d: same(d, carrier="alba", node="hamburg"),
+    "three parcels": lambda d: only(d, 3),
+}
+
+
+@pytest.mark.parametrize("name", LITTLE)
+def test_a_shop_with_little_gets_every_table_or_a_word_why_not(small: Dataset, name: str):
+    if name == "no parcels":
+        lines = small.tables["order_lines"].drop(columns="parcel_id")
+        small = whole(small, order_lines=lines)
+    found = diagnose(LITTLE[name](small))
+    assert set(found.document["tables"]) == set(TABLES)
+    for table, said in found.document["tables"].items():
+        written = list(rows(table, found.tables[table])) if table in found.tables else []
+        assert said["rows"] == len(written)
+        assert bool(said["why"]) == (not written), table
+    assert not found.tables.get("corridors", pd.DataFrame({"verdict": []}))["verdict"].eq("worse").any() or name in (
+        "as it is",
+        "no returns",
+        "no listings",
+    )
+
+
+def test_a_standard_is_passed_failed_or_open(tmp_path: Path):
+    file = tmp_path / "standards.toml"
+    file.write_text("[undelivered]\nmost = 0.03\n[late]\nmost = 0.05\ncarriers = { b = 0.2 }\n")
+    standards = read(file)
+    assert standards == {"undelivered": Standard(0.03), "late": Standard(0.05, {"b": 0.2})}
+    table = pd.DataFrame(
+        [
+            ("undelivered", "a", 1_000, 10),
+            ("undelivered", "a", 1_000, 50),
+            ("undelivered", "a", 100, 3),
+            ("late", "b", 1_000, 100),
+            ("damaged", "a", 1_000, 100),
+        ],
+        columns=["target", "carrier", "parcels", "observed"],
+    )
+    said = judged(table, standards)
+    assert said["meets"].tolist() == ["pass", "fail", "cannot tell", "pass", ""]
+    assert said["standard"].tolist()[:4] == [0.03, 0.03, 0.03, 0.2] and np.isnan(said["standard"].iloc[4])
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[lat]\nmost = 0.1", "lat is no target of parcels; there are late"),
+        ("[late]\nleast = 0.1", r"\[late\] has no `most`"),
+        ("[late]\nmost = 5", "late.most is 5; it is a share above 0 and below 1"),
+        ("[late]\nmost = 0.1\ncarriers = { a = 'x' }", "late.carriers.a is 'x'"),
+        ("[late]\nmost = 0.1\nmean = 2", "late.mean means nothing here"),
+        ("late =", "is no TOML"),
+    ],
+)
+def test_what_is_wrong_in_the_standards_is_named(tmp_path: Path, text: str, what: str):
+    file = tmp_path / "standards.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=what):
+        read(file)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read(tmp_path / "none.toml")
+
+
+def warehouse(bad: float, seed: int, nodes: int = 3) -> tuple[Parcels, dict[str, np.ndarray]]:
+    """Parcels of some warehouses; n0's late shift misses the pickup `bad` times as often. Weeks differ for all."""
+    r = np.random.default_rng(seed)
+    n = 6_000
+    day = r.integers(182, size=n)
+    decided = (START + day).astype("datetime64[us]") + r.integers(7, 21, n) * np.timedelta64(1, "h")
+    places = {
+        "node": np.array([f"n{i}" for i in range(nodes)], dtype=object)[r.integers(nodes, size=n)],
+        "shift": shifts(decided, "UTC"),
+        "service_given": np.array(["std", "exp"], dtype=object)[r.integers(2, size=n)],
+    }
+    rate = 0.1 * np.exp(r.normal(0, 0.4, 26))[day // 7]
+    rate = np.where((places["node"] == "n0") & (places["shift"] == "late"), bad * rate, rate)
+    at = np.arange(n)
+    parcels = Parcels(at, at, at.astype(object), at.astype(object), decided, mondays(decided, "UTC"), places)
+    return parcels, {"missed_cutoff": (r.random(n) < rate).astype(float)}
+
+
+def test_a_warehouse_is_told_by_shift_and_a_bad_week_for_all_is_nobodys():
+    table, weeks, why = readiness(*warehouse(2.5, 0), confidence=0.9)
+    assert why == ""
+    assert table.loc[table["verdict"] == "worse", ["node", "shift"]].to_numpy().tolist() == [["n0", "late"]]
+    assert (table["parcels"].sum(), weeks["parcels"].sum()) == (6_000, 6_000)
+    assert table["observed"].sum() == weeks["observed"].sum()
+    quiet = [readiness(*warehouse(1.0, seed), confidence=0.9)[0] for seed in range(10)]
+    assert sum((t["verdict"] == "worse").sum() for t in quiet) <= 1
+    alone, _, _ = readiness(*warehouse(2.5, 0, nodes=1), confidence=0.9)
+    assert set(alone["verdict"]) == {"cannot tell"} and "one warehouse only" in alone["why"].iloc[0]
+
+
+def series(n: int, rate: float, seed: int, jump: float = 1.0) -> pd.DataFrame:
+    """Days of a year of n series of ten units each; series 0 fails `jump` times as often from day 200 on."""
+    r = np.random.default_rng(seed)
+    key, day = np.repeat(np.arange(n), 3_650), np.tile(np.repeat(np.arange(365), 10), n)
+    level = np.exp(r.normal(0, 0.3, n))[key]  # what each is against the forecast is its own, and has to be learned
+    p = np.minimum(rate * level * np.where((key == 0) & (day >= 200), jump, 1.0), 0.9)
+    return spikes(
+        "corridor",
+        "late",
+        key.astype(str).astype(object),
+        START + day,
+        (r.random(len(key)) < p).astype(float),
+        np.full(len(key), rate),
+    )
+
+
+def test_departures_keep_to_the_false_alarms_they_state():
+    found = [series(40, rate, seed) for seed in range(8) for rate in (0.02, 0.15)]
+    assert sum(len(f) for f in found) / len(found) <= FALSE
+
+
+def test_a_departure_is_seen_within_days_and_dated():
+    for seed in range(5):
+        found = series(20, 0.1, seed, jump=3.0)
+        assert found["key"].iloc[0] == "0"
+        assert found["alarm"].iloc[0] - (START + 200) <= np.timedelta64(14, "D")
+        assert abs(found["began"].iloc[0] - (START + 200)) <= np.timedelta64(35, "D")
+        assert found["observed"].iloc[0] > 1.5 * found["forecast"].iloc[0]
+
+
+def test_shares_of_failures_add_up_and_lay_them_where_they_come_from():
+    r = np.random.default_rng(0)
+    n = 20_000
+    label, quality = r.integers(5, size=n).astype(float), r.random(n)
+    fails = (r.random(n) < 0.02 * (1 + 3 * (label >= 3))).astype(float)
+    values = {"label_grade": label, "address_quality": quality, "documents_complete": np.ones(n)}
+    parts = [
+        by_legs(pd.DataFrame({"whose": ["ours"] * 30 + ["carrier"] * 60 + ["cannot tell"] * 10}), r, 0.9),
+        by_model("undelivered", fails, values, np.full(100, 0.1), r, 0.9),
+        by_owner(
+            pd.DataFrame({"returned": [True, True, True, False], "owner": ["listing", "packing", None, None]}), r, 0.9
+        ),
+    ]
+    for part, total in zip(parts, (100, fails.sum(), 3), strict=True):
+        assert tuple(part["source"]) == SOURCES
+        assert part["share"].sum() == pytest.approx(1) and part["failures"].sum() == pytest.approx(total)
+        assert ((part["low"] <= part["share"]) & (part["share"] <= part["high"])).all()
+    late, undelivered, returned = (p.set_index("source")["share"] for p in parts)
+    assert late[["upstream", "carrier", "cannot tell"]].tolist() == [0.3, 0.6, 0.1]
+    assert undelivered["upstream"] > 0.3 and undelivered["customer"] < 0.1
+    assert undelivered["carrier"] == pytest.approx(0.1)
+    assert returned["listing"] == pytest.approx(1 / 3) and returned["cannot tell"] == pytest.approx(1 / 3)
+
+
+def changed(rate: float, as_of: str) -> pd.DataFrame:
+    """What is said of a change of 1 April, after which a tenth of the usual 400 lines comes back at this rate."""
+    r = np.random.default_rng(0)
+    day = np.datetime64("2025-01-01", "us") + np.arange(800) * np.timedelta64(6, "h")
+    lines = pd.DataFrame({"sku": "a", "decided_at": day, "expected": 0.1})
+    after = day >= np.datetime64("2025-04-01", "us")
+    lines["counted"] = r.random(800) < np.where(after, rate, 0.3)
+    frames = {
+        "orders": pd.DataFrame({"order_id": ["o"], "ordered_at": [pd.Timestamp("2025-01-01", tz="UTC")]}),
+        "changes": pd.DataFrame(
+            {"sku": ["a"], "changed_at": [pd.Timestamp("2025-04-01", tz="UTC")], "what": ["photos"]}
+        ),
+    }
+    facts = Facts.of(Dataset.from_frames(frames, Settings()), pd.Timestamp("2026-01-01", tz="UTC"))
+    end = np.datetime64(as_of, "us")
+    return changes(facts, lines[lines["decided_at"] < end], end, 0.9, r)[0]
+
+
+@pytest.mark.parametrize(
+    ("rate", "as_of", "verdict"),
+    [
+        (0.05, "2025-05-01", "too early"),
+        (0.05, "2025-08-01", "better"),
+        (0.3, "2025-08-01", "no difference yet"),
+        (0.6, "2025-08-01", "worse"),
+    ],
+)
+def test_a_change_is_judged_once_it_can_be(rate: float, as_of: str, verdict: str):
+    said = changed(rate, as_of)
+    assert said["verdict"].tolist() == [verdict]
+    assert said["judged_from"].iloc[0] == np.datetime64("2025-06-05")
+    assert said["before_lines"].iloc[0] == 360
+
+
+def test_without_a_table_of_changes_that_is_said(small: Dataset):
+    table, why = changes(Facts.of(small), pd.DataFrame(), np.datetime64("2026-01-01"), 0.9, np.random.default_rng(0))
+    assert not len(table) and "no table `changes`" in why
+
+
+def test_predictions_are_held_against_what_came_of_parcels_the_model_had_not_seen(trained):
+    facts = Facts.of(Dataset.open(trained.dataset))
+    units = {t: labels(facts, t) for t in ("damaged", "returned")}
+    end = facts.snapshot.as_of
+    matrices = matrices_of(facts, units, lambda _: None)
+    table, why = reality(trained.bundle, units, matrices, "Europe/Berlin", end, None, 0.9)
+    holdout = pd.read_parquet(trained.run / "holdout.parquet").query("target == 'damaged'")
+    own = table[table["target"] == "damaged"]
+    assert why == "" and (own["units"].sum(), own["observed"].sum()) == (len(holdout), holdout["label"].sum())
+    assert own["predicted"].sum() == pytest.approx(holdout["probability"].sum(), rel=1e-6)
+    assert set(table["verdict"]) <= {"as predicted", "more", "fewer"}
+    none, why = reality(None, units, matrices, "UTC", end, None, 0.9)
+    assert not len(none) and "--bundle" in why
