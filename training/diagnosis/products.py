@@ -213,8 +213,9 @@ def products(
     out["reason_observed"], out["reason_expected"] = by_reason[0][at, most], by_reason[1][at, most]
     for name in ("ratio", "low", "high"):
         out[f"reason_{name}"] = np.column_stack([t[name] for t in each])[at, most]
-    # A brand's trouble speaks for all its products, but none is named for what never came back.
-    out["named"] = named(np.where(out["reason_observed"] > 0, out["chance_worse"], 0.0))
+    # A brand's trouble speaks for all its products, but none is named against its own record.
+    against = out["reason_observed"] <= out["reason_expected"]
+    out["named"] = named(np.where(against, 0.0, out["chance_worse"]))
     out["verdict"] = np.select(
         [out["named"], out["chance_worse"] <= 1 - confidence], ["worse", "as expected"], "cannot tell"
     )
