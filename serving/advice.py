@@ -398,6 +398,7 @@ class Advisor:
             "action": key,
             "arm": body["advice"]["arm"],
             "propensity": propensity,
+            "shown": asking.shown,
             "net_benefit": None if chosen is None or view is None else view.benefit[chosen],
             "before": self._before(row),
         }

@@ -17,12 +17,13 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # before bentoml reads it: nothing phones home
 
@@ -40,10 +41,12 @@ from serving.advice import ASKING, Asking, Capacity, new_id
 from serving.bundle import Bundle
 from serving.diagnosis import SUMMARY
 from serving.guard import MAX_BODY, PROBLEM, SCOPE_KEY, App, Guard, Refused
+from serving.ledger.base import stamp
 from serving.ledger.schemas import DOCS, PATHS
 from serving.ledger.schemas import read as read_report
 from serving.pages import Site, Sources, Status, prepared
 from serving.pages import routes as page_routes
+from serving.pages.shadow import Reader, Shadow
 from serving.pages.verdict import SCAN_DOCS, read_scan, shown, unknown, verdict
 from serving.policy import Policy
 from serving.schemas import EXAMPLE, Answer, Invalid, Rules, openapi
@@ -444,6 +447,35 @@ def _status() -> Status:
     )
 
 
+@functools.cache
+def _withheld() -> Reader:
+    """Reads what the station did not show; the ledger's connection is found when it is needed."""
+
+    def records(after: int) -> Iterator[Any]:
+        recorder = live().recorder
+        return iter(()) if recorder is None else recorder.database.records(after)
+
+    return Reader(records)
+
+
+def _shadow() -> Shadow | None:
+    """The packing station's shadow mode, for its page. Raises LedgerError."""
+    loaded = live().loaded
+    policy = loaded.policy
+    if policy is None or policy.shadow_until is None or live().recorder is None:
+        return None
+    settings = None if loaded.snapshot is None else loaded.snapshot.settings
+    zone = ZoneInfo("UTC" if settings is None else settings.timezone)
+    end = datetime.combine(policy.shadow_until, datetime.min.time(), zone).astimezone(UTC)
+    return Shadow(
+        policy.shadow_until,
+        datetime.now(UTC) >= end,
+        _withheld().read(stamp(end)),
+        policy.currency,
+        settings is not None and settings.simulated,
+    )
+
+
 def _docs(request: Request) -> Response:
     loaded = live().loaded
     example = loaded.rules.one(to_json(EXAMPLE))
@@ -481,6 +513,7 @@ _site = Site(
         diagnosis=lambda: live().diagnosis.value,
         diagnosis_problem=lambda: live().diagnosis.problem,
         changes=lambda sku: _changes(sku),
+        shadow=lambda: _shadow(),
     ),
     language=os.environ.get("DOORSTEP_LANGUAGE") or "en",
 )

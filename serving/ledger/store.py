@@ -348,11 +348,12 @@ class Database:
             yield connection
             connection.rollback()
 
-    def records(self) -> Iterator[Record]:
-        """Every decision and report, in the order of the chain, opened."""
+    def records(self, after: int = 0) -> Iterator[Record]:
+        """Every decision and report with a number above `after`, in the order of the chain, opened."""
         with self.reading() as connection:
             opener = Opener(self.secrets)
-            query = OPENED.where(RECORDS.c.kind.in_((*CONTENT, "change"))).order_by(RECORDS.c.seq)
+            content = RECORDS.c.kind.in_((*CONTENT, "change"))
+            query = OPENED.where(content, RECORDS.c.seq > after).order_by(RECORDS.c.seq)
             for row in connection.execution_options(yield_per=1000).execute(query).mappings():
                 yield opener.record(row)
 

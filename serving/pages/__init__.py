@@ -10,7 +10,8 @@
     todo      what each team does first
     rows      the rows a number is made of; `asked` reads which
     data      the same as JSON and CSV
-    station   the packing station; `verdict` is what it says of a parcel, `barcode` its control codes
+    station   the packing station; `verdict` is what it says of a parcel, `barcode` its control codes,
+              `shadow` what it would have said
     static/   one style sheet, small scripts of our own
     texts/    the languages
 
@@ -27,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.diagnosis import Diagnosis, Where
-from serving.pages import carriers, home, listings, meeting, rows, station, warehouse
+from serving.pages import carriers, home, listings, meeting, rows, shadow, station, warehouse
 from serving.pages.data import DATA
 from serving.pages.site import Site, Sources, Status
 from serving.pages.texts import Texts
@@ -38,6 +39,7 @@ PAGES: dict[str, Callable[[Request], Response]] = {
     "/": home.page,
     "/pack": station.page,
     "/pack/codes": station.codes,
+    "/pack/shadow": shadow.page,
     "/listings": listings.overview,
     "/listings/product": listings.product,
     "/carriers": carriers.overview,
@@ -67,6 +69,12 @@ def prepared(directory: Path) -> Diagnosis:
 
 def routes(site: Site) -> list[Route]:
     """Every page and every file they need, for the application that serves them."""
-    answers = {**PAGES, **rows.PAGES, "/carriers/meeting.zip": meeting.archive, **DATA}
+    answers = {
+        **PAGES,
+        **rows.PAGES,
+        "/carriers/meeting.zip": meeting.archive,
+        "/pack/shadow.csv": shadow.table,
+        **DATA,
+    }
     pages = [Route(path, site.shown(page)) for path, page in answers.items()]
     return [*pages, *(Route(path, site.file) for path in site.files)]

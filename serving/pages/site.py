@@ -7,7 +7,7 @@ import mimetypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,6 +16,9 @@ from starlette.responses import HTMLResponse, Response
 
 from serving.diagnosis import Diagnosis
 from serving.pages.texts import Texts
+
+if TYPE_CHECKING:
+    from serving.pages.shadow import Shadow
 
 HERE = Path(__file__).parent
 
@@ -61,6 +64,7 @@ class Sources:
         diagnosis_problem: why the one that is published is not served, None if it is or none is.
         changes: of a product's listing, as recorded, the latest first: `changed_at` and `what`; None if the ledger does
             not answer.
+        shadow: of the packing station's shadow mode; None if there is none. Raises LedgerError.
     """
 
     status: Callable[[], Status] = Status
@@ -68,6 +72,7 @@ class Sources:
     diagnosis: Callable[[], Diagnosis | None] = lambda: None
     diagnosis_problem: Callable[[], str | None] = lambda: None
     changes: Callable[[str], list[dict[str, Any]] | None] = lambda sku: []
+    shadow: Callable[[], Shadow | None] = lambda: None
 
 
 @dataclass(frozen=True)

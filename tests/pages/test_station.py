@@ -2,17 +2,20 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browsers import watched
 from playwright.sync_api import Browser, Page, Route, expect
 from services import Service
 
 from features import Dataset
+from features.treated import treated
 from serving.ledger import Paths
 from serving.ledger.seals import Secrets
 from serving.ledger.store import Database
@@ -33,12 +36,22 @@ class Shop:
         advised: codes of parcels with something to do, with the key of the action.
         usual: codes of parcels without.
         url: of its ledger.
+        policy: its file.
     """
 
     service: Service
     advised: list[tuple[str, str]]
     usual: list[str]
     url: str
+    policy: Path
+
+    def decisions(self) -> dict[str, dict[str, Any]]:
+        """Body of every decision in the ledger by its id."""
+        database = Database(self.url, Secrets.load(Paths.of(self.url).key))
+        try:
+            return {str(r.decision_id): dict(r.body or {}) for r in database.records() if r.kind == "decision"}
+        finally:
+            database.close()
 
     def reports(self) -> list[tuple[str, dict[str, Any]]]:
         """Kind and body of every report in the ledger, in its order."""
@@ -75,7 +88,7 @@ def shop(run_service: Callable[..., Any], trained: Any, tmp_path_factory: pytest
             elif said["kind"] == "usual":
                 usual.append(code)
         assert len(advised) >= 8 and len(usual) > 75  # most parcels just say so
-        yield Shop(service, advised, usual, url)
+        yield Shop(service, advised, usual, url, folder / "policy.toml")
 
 
 @pytest.fixture
@@ -269,3 +282,45 @@ def test_the_announcing_command_writes_what_it_would_send(trained: Any, tmp_path
     assert [json.loads(line) for line in out.read_text().splitlines()] == requests(Dataset.open(trained.dataset), 5)
     nobody = CliRunner().invoke(main, ["announce", str(trained.dataset), "http://127.0.0.1:9"])
     assert nobody.exit_code == 2 and "does not answer" in nobody.output
+
+
+def test_in_shadow_nothing_is_shown_and_what_would_have_been_is_recorded_as_withheld(
+    shop: Shop, station: Page, axe: Callable[[Page], None]
+) -> None:
+    shown = shop.policy.read_text(encoding="utf-8")
+    said: dict[str, dict[str, Any]] = {}
+
+    def ask(kind: str) -> None:
+        until = time.monotonic() + 30  # the service takes up a policy within seconds
+        while said.get("first", {}).get("kind") != kind:
+            assert time.monotonic() < until
+            said["first"] = shop.service.http.post("/v1/parcels/scan", json={"code": shop.advised[0][0]}).json()
+
+    shop.policy.write_text(shown.replace("[station]", "[station]\nshadow_until = 2199-01-01"), encoding="utf-8")
+    try:
+        ask("usual")
+        for code, _ in shop.advised[1:4]:
+            scan(station, code)
+            expect(station.locator("#said")).to_have_text("Pack as usual")
+            expect(station.locator("#reasons")).to_be_hidden()
+            expect(station.locator("#answers")).to_be_hidden()
+        station.goto(f"{shop.service.url}/pack/shadow")
+        expect(station.locator(".lead")).to_contain_text("Until 2199-01-01 the packing station shows nothing.")
+        axe(station)
+        decision = said["first"]["decision_id"]
+        while decision not in (recorded := shop.decisions()):  # delivered within seconds
+            time.sleep(0.2)
+        hidden = [d for d in recorded.values() if not d["shown"]]
+        assert recorded[decision] in hidden and len(hidden) >= 4
+        for d in hidden:
+            assert (d["action"] is not None, d["arm"], d["propensity"]) == (True, "control", 0.0)
+        columns = ("parcel_id", "decided_at", "action", "arm", "propensity")
+        table = {c: np.array([d[c] for d in hidden], dtype=object) for c in columns}
+        table["propensity"] = table["propensity"].astype(np.float64)
+        table["decided_at"] = np.array([d["decided_at"].rstrip("Z") for d in hidden], dtype="datetime64[us]")
+        found = treated(table, np.unique(table["parcel_id"].astype(str)).astype(object))
+        for outcome in found.weight:  # they count as what they are: untreated, and for themselves alone
+            assert (found.weight[outcome] == 1).all() and np.isnat(found.left_out_at[outcome]).all()
+    finally:
+        shop.policy.write_text(shown, encoding="utf-8")
+    ask("do")

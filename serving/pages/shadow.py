@@ -1,0 +1,127 @@
+"""Shadow mode, afterwards: what the packing station would have said and what it would have been worth.
+
+Read from the ledger. Nothing was shown and nothing is measured: the worth is what the models expect.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.ledger.base import LedgerError
+from serving.pages.data import written
+from serving.pages.site import of
+
+SHOWN = 20
+"""Parcels on the page, those worth most; the CSV has all."""
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """What would have been said of a parcel; `action` is None where it was nothing."""
+
+    parcel_id: str
+    decided_at: str
+    action: str | None
+    net_benefit: float | None
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """What is known of the shadow.
+
+    Attributes:
+        until: the first day on which the station shows what it says.
+        over: that day has come.
+        parcels: the parcels that were scanned before, each once.
+        currency: of the worth.
+        simulated: the shop is.
+    """
+
+    until: date
+    over: bool
+    parcels: list[Withheld]
+    currency: str
+    simulated: bool
+
+
+class Reader:
+    """Reads decisions that were not shown, each record of the ledger once.
+
+    Args:
+        records: the ledger's records after a number, in order; each has `seq`, `kind`, `recorded_at` and `body`.
+    """
+
+    def __init__(self, records: Callable[[int], Iterable[Any]]) -> None:
+        self._records = records
+        self._seq = 0
+        self._parcels: dict[str, Withheld] = {}
+        self._lock = threading.Lock()
+
+    def read(self, before: str) -> list[Withheld]:
+        """Of each parcel the first decision that had something to say, else the first.
+
+        Args:
+            before: a moment in UTC, as the ledger writes it; what was recorded later is not read.
+
+        Raises:
+            serving.ledger.LedgerError: the ledger does not answer.
+        """
+        with self._lock:
+            for record in self._records(self._seq):
+                if record.recorded_at >= before:
+                    break
+                self._seq = record.seq
+                body = record.body
+                if record.kind != "decision" or body is None or body.get("shown", True):
+                    continue
+                told = Withheld(body["parcel_id"], body["decided_at"], body["action"], body["net_benefit"])
+                known = self._parcels.get(told.parcel_id)
+                if known is None or (known.action is None and told.action is not None):
+                    self._parcels[told.parcel_id] = told
+            return list(self._parcels.values())
+
+
+def page(request: Request) -> Response:
+    """What would have been said, once the shadow is over."""
+    site = of(request)
+    try:
+        shadow = site.sources.shadow()
+    except LedgerError:
+        return site.render(request, "shadow.html", shadow=None, problem=True, status=503)
+    told = [] if shadow is None else [p for p in shadow.parcels if p.action is not None]
+    told.sort(key=lambda p: (-(p.net_benefit or 0.0), p.parcel_id))
+    kinds: dict[str, list[Withheld]] = {}
+    for parcel in told:
+        kinds.setdefault(str(parcel.action), []).append(parcel)
+    actions = [(key, len(of_it), sum(p.net_benefit or 0.0 for p in of_it)) for key, of_it in kinds.items()]
+    actions.sort(key=lambda a: (-a[2], a[0]))
+    return site.render(
+        request,
+        "shadow.html",
+        shadow=shadow,
+        problem=False,
+        told=told,
+        most=told[:SHOWN],
+        actions=actions,
+        worth=sum(a[2] for a in actions),
+    )
+
+
+def table(request: Request) -> Response:
+    """The same as CSV: every parcel that was scanned, with what would have been said of it."""
+    try:
+        shadow = of(request).sources.shadow()
+    except LedgerError:
+        shadow = None
+    rows = [] if shadow is None or not shadow.over else shadow.parcels
+    head = ("parcel_id", "decided_at", "action", "expected_net_benefit")
+    content = written([head, *((p.parcel_id, p.decided_at, p.action, p.net_benefit) for p in rows)])
+    headers = {"Content-Disposition": 'attachment; filename="shadow.csv"'}
+    return Response(content, media_type="text/csv; charset=utf-8", headers=headers)

@@ -1,0 +1,93 @@
+import asyncio
+from datetime import date
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+
+from serving.ledger.base import UnavailableError
+from serving.pages import Site, Sources, routes
+from serving.pages.shadow import Reader, Shadow, Withheld
+
+UNTIL = "2026-03-01T00:00:00.000000Z"
+
+
+def record(
+    seq: int, parcel: str, action: str | None, *, shown: bool = False, day: int = 1, kind: str = "decision"
+) -> Any:
+    body = {"parcel_id": parcel, "decided_at": "2026-02-01T00:00:00Z", "action": action, "net_benefit": 1.0}
+    at = f"2026-02-{day:02}T00:00:00.000000Z"
+    return SimpleNamespace(seq=seq, kind=kind, recorded_at=at, body=body | {"shown": shown})
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([None, "add_fill"]), st.booleans(), st.integers(1, 28))),
+    st.integers(0, 20),
+)
+def test_each_parcel_counts_once_however_the_ledger_grows(told: list[tuple[str, Any, bool, int]], cut: int) -> None:
+    told.sort(key=lambda x: x[3])
+    ledger = [record(i + 1, p, a, shown=s, day=d) for i, (p, a, s, d) in enumerate(told)]
+    seen = ledger[:cut]
+    reader = Reader(lambda after: [r for r in seen if r.seq > after])
+    reader.read(UNTIL)
+    seen = ledger
+    found = {w.parcel_id: w for w in reader.read(UNTIL)}
+    hidden = [(p, a) for p, a, shown, _ in told if not shown]
+    assert found.keys() == {p for p, _ in hidden}
+    for parcel, withheld in found.items():
+        assert (withheld.action is None) == all(a is None for p, a in hidden if p == parcel)
+
+
+def test_what_was_recorded_later_or_is_gone_or_is_no_decision_does_not_count() -> None:
+    late = record(3, "late", "add_fill")
+    late.recorded_at = UNTIL
+    gone = record(1, "gone", "add_fill")
+    gone.body = None
+    ledger = [gone, record(2, "told", "add_fill", kind="outcome"), late]
+    assert Reader(lambda after: ledger).read(UNTIL) == []
+
+
+def page(shadow: Any, path: str = "/pack/shadow") -> httpx.Response:
+    app = Starlette(routes=routes(Site(Sources(shadow=shadow))))
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+            return await http.get(path)
+
+    return asyncio.run(ask())
+
+
+def test_afterwards_one_page_says_what_it_would_have_said_and_been_worth() -> None:
+    parcels = [Withheld(f"P{i}", "2026-02-01T00:00:00Z", "add_fill" if i % 3 else None, 0.5 * i) for i in range(30)]
+    parcels.append(Withheld("<b>=1+1</b>", "2026-02-01T00:00:00Z", "package:<i>", 100.0))
+    shadow = Shadow(date(2026, 3, 1), True, parcels, "EUR", True)
+    text = page(lambda: shadow).text
+    worth = 100 + sum(0.5 * i for i in range(30) if i % 3)
+    for said in ("Until 2026-03-01", ">31<", ">10<", ">21<", f"EUR {worth:,.2f}", "Simulated shop", "not measured"):
+        assert said in text
+    assert "&lt;b&gt;=1+1&lt;/b&gt;" in text and "<b>=1" not in text and "<i>" not in text
+    assert text.index("add_fill") < text.index("package:")  # 217.50 EUR in all before 100
+    table = page(lambda: shadow, "/pack/shadow.csv").text.splitlines()
+    assert len(table) == 32 and table[0] == "parcel_id,decided_at,action,expected_net_benefit"
+
+
+def test_before_the_day_nothing_is_told() -> None:
+    shadow = Shadow(date(2199, 1, 1), False, [Withheld("P1", "2026-02-01T00:00:00Z", "add_fill", 9.5)], "EUR", False)
+    text = page(lambda: shadow).text
+    assert "Parcels scanned so far: 1." in text and "add_fill" not in text and "9.5" not in text
+    assert len(page(lambda: shadow, "/pack/shadow.csv").text.splitlines()) == 1
+
+
+def test_a_ledger_that_does_not_answer_is_said_so() -> None:
+    def away() -> None:
+        raise UnavailableError("away")
+
+    answer = page(away)
+    assert answer.status_code == 503 and "does not answer now" in answer.text
+
+
+def test_where_there_is_no_shadow_the_page_says_how_to_have_one() -> None:
+    assert "shadow_until" in page(lambda: None).text
