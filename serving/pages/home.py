@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.diagnosis import Diagnosis, ReplacedError, Where
+from serving.diagnosis import Diagnosis, ReplacedError, Row, Where
 from serving.guard import HIDDEN
 from serving.pages.carriers import late_all
 from serving.pages.carriers import split as late_split
@@ -37,6 +37,9 @@ def page(request: Request) -> Response:
 
 def found(diagnosis: Diagnosis, texts: Texts) -> dict[str, Any]:
     """What the overview shows of a diagnosis."""
+    excess: dict[str, dict[str, Row]] = {}
+    for row in diagnosis.rows("excess", limit=100):
+        excess.setdefault(row["target"], {})[row["source"]] = row
     worth = diagnosis.sums("products", ["worth"], Where({"named": 1}))
     return {
         "actions": [a for team in TEAMS for a in todo(diagnosis, team, texts, FIRST)],
@@ -53,5 +56,6 @@ def found(diagnosis: Diagnosis, texts: Texts) -> dict[str, Any]:
         "readiness": diagnosis.tables["readiness"].rows,
         "reality": diagnosis.rows("reality", sort="-period", limit=8),
         "spikes": diagnosis.rows("spikes", sort="-began", limit=6),
-        "excess": diagnosis.rows("excess", limit=40),
+        "excess": excess,
+        "sources": list(dict.fromkeys(s for parts in excess.values() for s in parts)),
     }

@@ -14,6 +14,8 @@ from serving.pages.site import of
 
 FIRST = 5
 """Products on top."""
+LEAST_SHARE = 0.01
+"""Terms of a listing that go with less of the difference are not advised on."""
 SHOWN = 25
 """Products of a page of the table below."""
 VERDICTS = ("worse", "as expected", "cannot tell")
@@ -75,6 +77,10 @@ def product(request: Request, diagnosis: Diagnosis) -> Response:
             **around(diagnosis, site.texts),
         )  # fmt: skip
     changes = diagnosis.rows("changes", Where({"sku": sku}), sort="-changed_at", limit=20)
+    for at, change in enumerate(changes):  # one change's before ends where the one before it has its after
+        change["before_one"] = changes[at - 1]["changed_at"] if at else None
+        change["after_one"] = changes[at + 1]["changed_at"] if at + 1 < len(changes) else None
+    drivers = diagnosis.rows("drivers", Where({"sku": sku}), sort="-share", limit=12)
     reasons = diagnosis.sums("lines", ["value"], Where({"sku": sku, "returned": 1}), by=["counted", "reason", "owner"])
     reasons.sort(key=lambda r: (-int(r["counted"] or 0), -int(r["rows"] or 0)))
     return site.render(
@@ -82,7 +88,7 @@ def product(request: Request, diagnosis: Diagnosis) -> Response:
         "product.html",
         product=found[0],
         peers=diagnosis.rows("peers", Where({"sku": sku}), limit=20),
-        drivers=diagnosis.rows("drivers", Where({"sku": sku}), sort="-share", limit=12),
+        drivers=[d for d in drivers if d["share"] is None or d["share"] >= LEAST_SHARE],
         reasons=reasons,
         returns=set_aside(diagnosis, {"sku": sku}),
         changes=changes,

@@ -17,15 +17,15 @@ from serving.pages.texts import Texts
 TONES: dict[str, str] = {
     "worse": "bad",
     "under": "bad",
-    "more than planned": "bad",
-    "above": "bad",
+    "more": "bad",
+    "fail": "bad",
     "over": "warn",
-    "below": "warn",
     "as expected": "good",
     "better": "good",
     "fits": "good",
-    "as planned": "good",
-    "within": "good",
+    "as predicted": "good",
+    "fewer": "good",
+    "pass": "good",
 }
 """Verdict -> colour of its box; all others are `unsure`."""
 SIGNS: dict[str, str] = {"bad": "▲", "warn": "◆", "good": "●", "unsure": "?"}

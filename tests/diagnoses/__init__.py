@@ -182,7 +182,7 @@ def _products(lines: Rows) -> Rows:
                 "named": named,
                 "reason": reasons.most_common(1)[0][0] if reasons else None,
                 "verdict": "cannot tell" if early else said["verdict"],
-                "why_not": "too early to say" if early else None,
+                "why_not": "too early to say, from 2026-12-24" if early else None,
                 "from": "2026-12-24" if early else None,
                 "worth": None if early else round(max(0.0, (said["excess"] or 0) * 38.5), 2),
                 "driver": "has_size_guide" if named else None,
@@ -411,7 +411,7 @@ def shop() -> dict[str, Rows]:
                 "observed": 58,
                 "low": 30.0,
                 "high": 52.0,
-                "verdict": "more than planned",
+                "verdict": "more",
             },
             {
                 "team": "listing",
@@ -421,7 +421,7 @@ def shop() -> dict[str, Rows]:
                 "observed": 63,
                 "low": 49.0,
                 "high": 71.0,
-                "verdict": "as planned",
+                "verdict": "as predicted",
             },
         ],
         "excess": [
