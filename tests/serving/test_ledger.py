@@ -881,7 +881,7 @@ def test_an_export_is_part_of_a_dataset(told: Recorder, tmp_path: Path) -> None:
     lines = pd.DataFrame({"line_id": [f"L-{n}" for n in names], "order_id": orders["order_id"], "sku": "s"})
     Dataset.from_frames({"orders": orders, "parcels": parcels, "order_lines": lines}, Settings()).save(out)
     written = export(told.database, out)
-    assert (dict(written.rows), written.gone) == ({"decisions": 5, "events": 1, "returns": 1}, 1)
+    assert (dict(written.rows), written.gone) == ({"decisions": 5, "events": 1, "returns": 1, "changes": 0}, 1)
     report = check(out)
     assert report.ok, report.render()
     assert not [f for f in report.findings if f.table in ("decisions", "returns")], report.render()
