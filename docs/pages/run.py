@@ -2,6 +2,7 @@
 
     python docs/pages/run.py                       all of them, on a simulated shop that is made for it (minutes)
     python docs/pages/run.py pack-do --shop demo   some, on the shop that `make demo` left
+    python docs/pages/run.py --scans 200           no pictures: milliseconds from Enter to the verdict painted
 
 The shop is a folder with `shop` (a dataset) and, as `make demo` publishes them, `deploy/bundle` and `deploy/snapshot`.
 """
@@ -71,12 +72,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("pictures", nargs="*", metavar="NAME", help=f"default: all of {', '.join(PICTURES)}")
     parser.add_argument("--shop", type=Path, help="folder with shop, deploy/bundle, deploy/snapshot [default: made]")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for the pictures")
+    parser.add_argument(
+        "--scans", type=int, default=0, help="measure so many scans instead, with and without a network"
+    )
     given = parser.parse_args(arguments)
     if unknown := set(given.pictures) - set(PICTURES):
         parser.error(f"no such picture: {', '.join(sorted(unknown))}; there are {', '.join(PICTURES)}")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         shop = (given.shop or _made(work)).resolve()
+        if given.scans:
+            return _timed(given.scans, shop, work)
         return _taken(given.pictures or list(PICTURES), shop, work, given.out)
 
 
@@ -93,21 +99,51 @@ def _made(work: Path) -> Path:
     return work
 
 
-def _taken(names: list[str], shop: Path, work: Path, out: Path) -> int:
-    policy = work / "policy.toml"
-    _run("policy", "init", shop / "shop", "--out", policy)
-    env: dict[str, object] = {
+def _settings(shop: Path, work: Path) -> dict[str, object]:
+    _run("policy", "init", shop / "shop", "--out", work / "policy.toml")
+    assert tomllib.loads((shop / "shop" / "dataset.toml").read_text())["simulated"], "pictures show no shop's own data"
+    return {
         "DOORSTEP_BUNDLE": shop / "deploy" / "bundle",
         "DOORSTEP_SNAPSHOT": shop / "deploy" / "snapshot",
-        "DOORSTEP_POLICY": policy,
+        "DOORSTEP_POLICY": work / "policy.toml",
         "DOORSTEP_LEDGER": f"sqlite:///{work}/ledger.db",
         "DOORSTEP_WAITING": work / "waiting.db",
-        "DOORSTEP_STATION_MS": 5000,
     }
+
+
+def _timed(scans: int, shop: Path, work: Path) -> int:
+    """Scan one parcel after the other in the browser, with and without a network."""
+    with running(work / "service", **_settings(shop, work)) as service, browser() as chromium:
+        parcels = requests(Dataset.open(shop / "shop"), scans)
+        for _ in send(service.url, parcels):
+            pass
+        page = chromium.new_page(viewport=TABLET)  # type: ignore[arg-type]
+        page.goto(f"{service.url}/pack")
+        for network in (True, False):
+            page.context.set_offline(not network)
+            took, silent = [], 0
+            for parcel in parcels:
+                page.evaluate("delete document.getElementById('station').dataset.painted")
+                page.keyboard.type(parcel["parcel"]["parcel_id"])
+                page.keyboard.press("Enter")
+                page.locator("#station[data-painted]").wait_for()
+                took.append(float(page.locator("#station").get_attribute("data-painted") or "nan"))
+                silent += page.locator("#said").inner_text() == "No advice, pack as usual"
+            took.sort()
+            p50, p95, most = took[len(took) // 2], took[int(0.95 * len(took))], took[-1]
+            print(
+                f"{'with' if network else 'without'} a network: {scans} scans, Enter to painted: p50 {p50:.0f} ms, "
+                f"p95 {p95:.0f} ms, longest {most:.0f} ms; no advice {silent} times",
+                flush=True,
+            )
+    return 0
+
+
+def _taken(names: list[str], shop: Path, work: Path, out: Path) -> int:
+    env = _settings(shop, work) | {"DOORSTEP_STATION_MS": 5000}
     if any(not PICTURES[name][0].startswith("/pack") for name in names):
         _run("diagnose", shop / "shop", "--out", work / "diagnosis")
         env["DOORSTEP_DIAGNOSIS"] = work / "diagnosis"
-    assert tomllib.loads((shop / "shop" / "dataset.toml").read_text())["simulated"], "pictures show no shop's own data"
     large = 0
     with running(work / "service", **env) as service, browser() as chromium:
         codes: dict[str, str] = {}
