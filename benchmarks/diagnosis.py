@@ -165,9 +165,11 @@ def planted(found: Diagnosis, scenario: Scenario) -> dict[str, float]:
         ours = found.tables["excess"].query("target == 'late' and source == 'upstream'")["share"]
         out["late parcels laid at our own door (%)"] = 100 * float(ours.iloc[0])
     if scenario.name == "null":
+        # Labels and papers differ between warehouses there, too: they only cause nothing.
+        same = ready[ready["measure"].isin(["missed_cutoff", "backlog_hours"])]
         out["false: verdicts of worse, all tables"] = float(
             (corridor["verdict"] == "worse").sum()
-            + (ready["verdict"] == "worse").sum()
+            + (same["verdict"] == "worse").sum()
             + found.tables["products"]["named"].sum()
             + (found.tables["packaging"]["verdict"] == "under").sum()
         )

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import settings as hsettings
+from hypothesis import strategies as st
 
 from features import Dataset
 from features.settings import Settings
@@ -16,13 +19,17 @@ from training.diagnosis.diagnose import diagnose
 from training.diagnosis.excess import SOURCES, by_legs, by_model, by_owner
 from training.diagnosis.listings import changes
 from training.diagnosis.parcels import Parcels, mondays, shifts
+from training.diagnosis.products import named
 from training.diagnosis.reality import reality
+from training.diagnosis.shrink import estimate
 from training.diagnosis.spikes import FALSE, spikes
 from training.diagnosis.standards import Standard, judged, read
 from training.diagnosis.warehouse import readiness
 from training.labels import labels
 from training.pipeline import matrices_of
-from training.world import generate
+from training.world import generate, shipped
+from training.world.oracle import Oracle
+from training.world.scenario import RETURN_REASONS
 
 START = np.datetime64("2025-01-06", "D")  # a Monday
 
@@ -261,3 +268,49 @@ def test_predictions_are_held_against_what_came_of_parcels_the_model_had_not_see
     assert set(table["verdict"]) <= {"as predicted", "more", "fewer"}
     none, why = reality(None, units, matrices, "UTC", end, None, 0.9)
     assert not len(none) and "--bundle" in why
+
+
+def test_the_oracle_of_listings_knows_what_is_planted_and_what_is_usual():
+    oracle = Oracle(1_500, seed=2, scenario=shipped()["misleading_listings"])
+    listings, lines = oracle.listings(references=2), oracle.lines()
+    reasons = list(RETURN_REASONS)
+    assert listings["line_id"].equals(lines["line_id"])
+    assert np.allclose(listings[reasons].sum(axis=1), lines["returned"])
+    planted = listings["planted"].to_numpy()
+    own = ["wrong_size", "not_as_described", "defect"]
+    ratio = listings[own].sum(axis=1) / listings[[f"usual:{r}" for r in own]].sum(axis=1)
+    assert 0.005 < planted.mean() < 0.2
+    assert ratio[planted].mean() > 1.5 * ratio[~planted].mean()
+    sums = listings.loc[~planted, own].sum().sum() / listings.loc[~planted, [f"usual:{r}" for r in own]].sum().sum()
+    assert sums == pytest.approx(1, abs=0.15)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.floats(0.01, 0.5))
+def test_what_is_named_is_the_surest_and_as_many_as_the_share_allows(chances: list[float], false: float):
+    chance = np.array(chances)
+    picked = named(chance, false)
+    if picked.any() and not picked.all():
+        assert chance[picked].min() >= chance[~picked].max()
+    if picked.any():
+        assert (1 - chance[picked]).mean() <= false + 1e-12
+    # Independent of how it is done: no larger set of the surest ones would do.
+    order = np.sort(chance)[::-1]
+    possible = [k for k in range(1, len(order) + 1) if (1 - order[:k]).mean() <= false]
+    assert picked.sum() == max(possible, default=0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 5))
+@hsettings(max_examples=15, deadline=None)
+def test_estimates_lie_in_their_intervals_and_sums_are_of_their_groups(seed: int, groups: int, families: int):
+    r = np.random.default_rng(seed)
+    due = r.gamma(1.0, 10.0, groups) + 0.01
+    seen = r.poisson(due * r.gamma(4.0, 0.25, groups))
+    family = r.integers(families, size=groups)
+    said = estimate(seen, due, r, family=family, sums=family)
+    table = said.table
+    assert (table["low"] <= table["high"]).all() and (table["low"] > 0).all()
+    assert table["chance_worst"].sum() == pytest.approx(1)
+    assert said.sums.mean(axis=0).sum() == pytest.approx((table["ratio"] * due).sum())
+    # Shrunk: no estimate is further out than what was seen and what is usual.
+    whole = max(seen.sum(), 0.5) / due.sum()
+    assert (table["ratio"] <= 1.5 * np.maximum(seen / due, whole).max() + 0.5).all()
