@@ -161,7 +161,7 @@ def planted(found: Diagnosis, scenario: Scenario) -> dict[str, float]:
         good = corridor[corridor["carrier"] == "dorado"]
         out["false: corridors of the good carrier called worse"] = float((good["verdict"] == "worse").sum())
         own = found.tables["carriers"].query("target == 'late' and carrier == 'dorado'")
-        out["good carrier: ratio of late, raw to told (times)"] = float(own["ratio"].mean())
+        out["good carrier: ratio of late parcels told (times)"] = float(own["ratio"].mean())
         ours = found.tables["excess"].query("target == 'late' and source == 'upstream'")["share"]
         out["late parcels laid at our own door (%)"] = 100 * float(ours.iloc[0])
     if scenario.name == "null":
