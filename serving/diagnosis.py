@@ -535,7 +535,8 @@ class Diagnosis:
         for column, value in where.equal.items():
             terms.append(f"{_quoted(self._column(table, column))} {'IS NULL' if value is None else '= ?'}")
             values += [] if value is None else [value]
-        terms += [f"{_quoted(self._column(table, column))} IS NOT NULL" for column in where.known]
+        # Most rows have a value: with a plus in front no index is chosen for this, which would leave out better ones.
+        terms += [f"+{_quoted(self._column(table, column))} IS NOT NULL" for column in where.known]
         for bound, sign in ((where.begin, ">="), (where.end, "<")):
             if bound is not None:
                 terms.append(f"{_quoted(self._column(table, where.time))} {sign} ?")

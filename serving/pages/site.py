@@ -115,6 +115,8 @@ class Site:
             "percent": self.texts.percent,
             "day": self.texts.day,
         }
+        for name in self._environment.list_templates():  # read now, so that no reader waits for it
+            self._environment.get_template(name)
 
     def shown(self, page: Callable[[Request], Response]) -> Callable[[Request], Response]:
         """A page as a route's endpoint: it finds its site in the request."""
