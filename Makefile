@@ -57,7 +57,8 @@ serve: $(STAMP)  ## serve the published model on port 3000 (else the demo's, els
 	@set -- $(ARGS); \
 	if [ -z "$$DOORSTEP_BUNDLE" ] && [ ! -e deploy/bundle ] && [ -e demo/deploy/bundle ]; then \
 		echo 'Nothing is published in deploy/: serving the simulated shop that make demo left in demo/.'; \
-		set -- --bundle demo/deploy/bundle --snapshot demo/deploy/snapshot "$$@"; \
+		set -- --bundle demo/deploy/bundle --snapshot demo/deploy/snapshot --policy demo/policy.toml --diagnosis demo/diagnosis \
+			--waiting demo/waiting.db --ledger sqlite:///demo/ledger.db "$$@"; \
 	fi; \
 	exec $(BIN)/doorstep serve "$$@"
 

@@ -61,6 +61,7 @@ def run(
     policy: str | os.PathLike[str] | None = None,
     ledger: str | None = None,
     diagnosis: str | os.PathLike[str] | None = None,
+    waiting: str | os.PathLike[str] | None = None,
     *,
     out: TextIO | None = None,
 ) -> None:
@@ -76,6 +77,8 @@ def run(
         ledger: URL of the database that decisions are recorded in; default `DOORSTEP_LEDGER`. Without, none are.
         diagnosis: a diagnosis, as `doorstep diagnose` writes it; default `DOORSTEP_DIAGNOSIS`. Without one, its
             pages say how to make one.
+        waiting: a file to keep announced parcels in, made where it is not there; default `DOORSTEP_WAITING`. Without,
+            the packing station finds no parcel.
         out: where to say what is served and how to ask it; default stderr.
 
     Raises:
@@ -88,6 +91,7 @@ def run(
         ("DOORSTEP_SNAPSHOT", snapshot),
         ("DOORSTEP_POLICY", policy),
         ("DOORSTEP_DIAGNOSIS", diagnosis),
+        ("DOORSTEP_WAITING", waiting),
     ):
         if value is not None:
             os.environ[name] = os.path.abspath(value)
@@ -213,6 +217,7 @@ def _announce(url: str, workers: int, ledger: str | None, out: TextIO) -> None:
         ("snapshot", "base rates only"),
         ("policy", "no advice"),
         ("diagnosis", "its pages say how to make one"),
+        ("waiting", "the packing station finds no parcel"),
     ):
         path = os.environ.get(f"DOORSTEP_{name.upper()}")
         print(f"{name}: {path or f'none: {without}'}", file=out)

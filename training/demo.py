@@ -42,6 +42,7 @@ BUNDLE, SNAPSHOT = "deploy/bundle", "deploy/snapshot"
 """Where the commands publish by themselves, in the folder."""
 SCORES = "scores.parquet"
 POLICY = "policy.toml"
+DIAGNOSIS = "diagnosis"
 START_SECONDS = 120
 """How long the service may take until it answers, before the demo gives up."""
 NOTEWORTHY = 1.25
@@ -105,6 +106,9 @@ def show(folder: Path, parcels: int, seed: int) -> None:
     step(f"What the shop knew when parcel {parcel['parcel_id']} lay on the packing table, before its outcome")
     packed_at = parcel["packed_at"].isoformat()
     click.echo(doorstep(folder, "snapshot", "shop", "--as-of", packed_at))
+
+    step("Where it broke: carriers' corridors, whose late parcels were, products that mislead")
+    click.echo(doorstep(folder, "diagnose", "shop", "--out", DIAGNOSIS))
 
     step("What failures and actions cost here: a draft, whose guesses a real shop replaces by its own figures")
     doorstep(folder, "policy", "init", "shop", "--out", POLICY)
@@ -526,8 +530,13 @@ def where_next(folder: Path) -> list[str]:
     guides = [name for name in ("README.md", "docs/dataset.md") if (root / name).is_file()]
     lines: Sequence[tuple[str, str]] = (
         (
-            "serve it again, on port 3000, and ask about the parcel from another terminal",
-            f".venv/bin/doorstep serve --bundle {here}/{BUNDLE} --snapshot {here}/{SNAPSHOT} --policy {here}/{POLICY}\n"
+            "look at it in a browser, on http://127.0.0.1:3000/ (the bench is at /pack)",
+            f".venv/bin/doorstep serve --bundle {here}/{BUNDLE} --snapshot {here}/{SNAPSHOT} --policy {here}/{POLICY} "
+            f"--diagnosis {here}/{DIAGNOSIS} --waiting {here}/waiting.db --ledger sqlite:///{here}/ledger.db",
+        ),
+        (
+            "meanwhile, from another terminal: announce parcels to the bench, and ask about the one above",
+            f".venv/bin/doorstep announce {here}/shop --last 200\n"
             f"  curl -s http://127.0.0.1:3000/v1/risk -H 'Content-Type: application/json' -d @{here}/request.json",
         ),
         (

@@ -43,6 +43,12 @@ from training.cli.voice import (
     envvar="DOORSTEP_DIAGNOSIS",
     help="A diagnosis for the pages [default: none].",
 )
+@click.option(
+    "--waiting",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="DOORSTEP_WAITING",
+    help="File to keep announced parcels in, for the packing station [default: none].",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True, help="0 takes a free one.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
@@ -54,6 +60,7 @@ def serve(
     policy: Path | None,
     ledger: str | None,
     diagnosis: Path | None,
+    waiting: Path | None,
     host: str,
     port: int,
     workers: int,
@@ -70,6 +77,7 @@ def serve(
         policy=policy,
         ledger=ledger,
         diagnosis=diagnosis,
+        waiting=waiting,
     )
 
 
@@ -82,7 +90,8 @@ def serve(
 def announce(voice: Voice, dataset: Path, url: str, last: int, out: Path | None) -> None:
     """Announce a dataset's latest parcels to the service at URL, so that its packing station finds them.
 
-    A shop's own system does this itself, with POST /v1/parcels. The service must keep parcels: DOORSTEP_WAITING.
+    A shop's own system does this itself, with POST /v1/parcels. The service must keep parcels, see `doorstep serve
+    --waiting`.
     """
     from training.announce import requests, send
 
