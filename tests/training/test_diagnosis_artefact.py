@@ -89,6 +89,25 @@ def test_verdicts_are_three_and_intervals_hold_their_ratio(diagnosed: tuple[Path
     assert (corridors["why"].notna() & (corridors["why"] != "")).all()
 
 
+def test_advice_answers_what_the_product_comes_back_for(diagnosed: tuple[Path, str]):
+    products = read(diagnosed[0])["products"]
+    answers = {
+        "wrong_size": {"has_size_guide": "add_size_guide", None: "check_sizes"},
+        "not_as_described": {
+            "photo_count": "add_photos",
+            "description_length": "write_more",
+            None: "check_photos_and_text",
+        },
+        "defect": {None: "check_quality"},
+    }
+    told = products[products["driver"].notna() | products["advice"].notna()]
+    assert len(told) > 20
+    for _, p in told.iterrows():
+        driver = p["driver"] if isinstance(p["driver"], str) else None
+        assert driver in answers[p["reason"]]
+        assert p["advice"] == answers[p["reason"]][driver] or not p["named"]
+
+
 def test_the_same_data_give_the_same_tables(tmp_path: Path):
     shop = generate(tmp_path / "shop", parcels=1_500, seed=3)
     for name in ("once", "again"):
