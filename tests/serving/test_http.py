@@ -574,10 +574,10 @@ import asyncio, json, sys
 import serving.service as service
 from serving.schemas import EXAMPLE
 real = service.decide
-def decide(bundle, snapshot, policy, requests, capacity=None):
+def decide(bundle, snapshot, policy, requests, *rest):
     if bundle is not None and any(r["parcel"]["parcel_id"] == "bad" for r in requests):
         raise RuntimeError("cannot")
-    return real(bundle, snapshot, policy, requests, capacity)
+    return real(bundle, snapshot, policy, requests, *rest)
 service.decide = decide
 service.Doorstep()
 def body(name):
