@@ -30,7 +30,7 @@ notebook: $(STAMP)  ## run the notebook for data scientists, from tables to prom
 	@$(BIN)/python docs/notebooks/run.py $(ARGS)
 
 test: lint browser  ## lint, types, import contract, then the tests: what CI runs
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
 
 check: test  ## the same as test
 

@@ -41,7 +41,6 @@ from serving.advice import ASKING, Asking, Capacity, new_id
 from serving.bundle import Bundle
 from serving.diagnosis import SUMMARY
 from serving.guard import MAX_BODY, PROBLEM, SCOPE_KEY, App, Guard, Refused
-from serving.ledger.base import stamp
 from serving.ledger.schemas import DOCS, PATHS
 from serving.ledger.schemas import read as read_report
 from serving.pages import Site, Sources, Status, prepared
@@ -470,7 +469,7 @@ def _shadow() -> Shadow | None:
     return Shadow(
         policy.shadow_until,
         datetime.now(UTC) >= end,
-        _withheld().read(stamp(end)),
+        _withheld().read(),
         policy.currency,
         settings is not None and settings.simulated,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -54,14 +55,24 @@ class Waiting:
         with self._unavailable():
             # One connection, kept: closing the last one empties the write-ahead log, which a scan would wait for.
             self._connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
+        until = time.monotonic() + BUSY_SECONDS
+        while True:  # unlike others, this change does not wait by itself for workers that start at the same time
+            try:
+                with self._change() as connection:
+                    connection.execute("PRAGMA journal_mode = WAL")
+                break
+            except WaitingError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
         with self._change() as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS waiting (parcel_id TEXT PRIMARY KEY, announced_at TEXT NOT NULL, "
                 "request BLOB NOT NULL) WITHOUT ROWID"
             )
             connection.execute("CREATE INDEX IF NOT EXISTS waiting_since ON waiting (announced_at)")
+            connection.execute("DELETE FROM waiting WHERE announced_at < ?", (self._oldest(self._clock()),))
 
     @contextmanager
     def _unavailable(self) -> Iterator[None]:
@@ -93,7 +104,7 @@ class Waiting:
             WaitingError: nothing is kept.
         """
         now = self._clock()
-        rows = [(r["parcel"]["parcel_id"], now.isoformat(), to_json(r)) for r in requests]
+        rows = [(r["parcel"]["parcel_id"].strip(), now.isoformat(), to_json(r)) for r in requests]
         with self._change() as connection:
             connection.execute("DELETE FROM waiting WHERE announced_at < ?", (self._oldest(now),))
             connection.executemany("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?)", rows)

@@ -60,6 +60,8 @@ def asked(diagnosis: Diagnosis, table: str, query: Iterable[tuple[str, str]], *,
     sort: list[str] = []
     there: list[str] = []
     for name, value in query:
+        if (name == "sort" and value in sort) or (name == "known" and value in there):
+            raise QueryError(name, "is asked for twice", value, "each column once")
         if name == "sort":
             sort.append(value)
         elif name == "known":

@@ -111,7 +111,7 @@ def carrier(request: Request, diagnosis: Diagnosis) -> Response:
     target = asked if asked in there else (there or ["late"])[0]
     chosen = {n: request.query_params[n] for n in ("service", "region") if n in request.query_params}
     where = Where({"carrier": name, "target": target})
-    offset = _whole_number(request.query_params.get("offset"))
+    offset = whole_number(request.query_params.get("offset"))
     rows = diagnosis.rows("corridors", where, limit=SHOWN, offset=offset)
     since = next((r["since"] for r in rows if r["since"] and all(r[k] == v for k, v in chosen.items())), None)
     return site.render(
@@ -150,17 +150,22 @@ def weeks(
     expected = [float(g["expected"] or 0) / float(g["parcels"] or 1) or None for g in groups]
     top = max(max(observed), *(e or 0.0 for e in expected))
     mark = next((i for i, g in enumerate(groups) if since and str(g["week"]) >= since), None)
+    hours = equal["target"] == "backlog_hours"
+
+    def say(value: float, digits: int = 1) -> str:
+        return texts.number(value, 1) if hours else texts.percent(value, digits)
+
     title = texts("figure.weeks", what=texts.word("target", equal["target"]))
     said = texts(
         "figure.weeks_said",
         n=len(groups),
         first=labels[0],
         last=labels[-1],
-        least=texts.percent(min(observed)),
-        most=texts.percent(max(observed)),
-        latest=texts.percent(observed[-1]),
+        least=say(min(observed)),
+        most=say(max(observed)),
+        latest=say(observed[-1]),
     )
-    return charts.series(labels, observed, expected, title, said, top_says=texts.percent(top, 0), mark=mark)
+    return charts.series(labels, observed, expected, title, said, top_says=say(top, 0), mark=mark)
 
 
 def near(diagnosis: Diagnosis, what: str, name: str) -> list[Any]:
@@ -169,5 +174,6 @@ def near(diagnosis: Diagnosis, what: str, name: str) -> list[Any]:
     return diagnosis.like(table, what, name, limit=10) if name else []
 
 
-def _whole_number(text: str | None) -> int:
+def whole_number(text: str | None) -> int:
+    """A number of an address, 0 where it is none or too large to be meant."""
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 12 else 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.diagnosis import Diagnosis, Row, Where
-from serving.pages.carriers import near
+from serving.pages.carriers import near, whole_number
 from serving.pages.reading import around, read, whole
 from serving.pages.site import of
 
@@ -46,7 +47,7 @@ def overview(request: Request, diagnosis: Diagnosis) -> Response:
     site = of(request)
     asked = request.query_params
     equal = {n: asked[n] for n in ("verdict", "category") if asked.get(n)}
-    offset = int(asked["offset"]) if asked.get("offset", "").isascii() and asked.get("offset", "").isdigit() else 0
+    offset = whole_number(asked.get("offset"))
     where = Where(equal)
     return site.render(
         request,
@@ -94,9 +95,16 @@ def product(request: Request, diagnosis: Diagnosis) -> Response:
         changes=changes,
         recorded=pending(site.sources.changes(sku), changes),
         can_record=site.sources.status().ledger and "/v1/changes" in site.sources.endpoints,
-        done=request.query_params.get("recorded"),
+        done=_day(request.query_params.get("recorded")),
         **around(diagnosis, site.texts),
     )
+
+
+def _day(text: str | None) -> str | None:
+    try:
+        return date.fromisoformat(text or "").isoformat()
+    except ValueError:
+        return None
 
 
 def pending(recorded: list[dict[str, Any]] | None, changes: list[Row]) -> list[dict[str, Any]] | None:

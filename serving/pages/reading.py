@@ -99,7 +99,9 @@ def share_bar(row: Row, top: float, texts: Texts) -> Any:
     if not isinstance(rate, float) or not isinstance(low, float) or not isinstance(high, float):
         return ""
     mark = mark if isinstance(mark, float) else None
-    shown = {n: texts.percent(v) for n, v in (("rate", rate), ("low", low), ("high", high), ("elsewhere", mark))}
+    hours = row.get("measure") == "backlog_hours"
+    said = (("rate", rate), ("low", low), ("high", high), ("elsewhere", mark))
+    shown = {n: texts.number(v, 1) if hours else texts.percent(v) for n, v in said}
     return charts.share(rate, low, high, mark, top, texts("figure.share", **shown))
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.guard import Refused
 from serving.ledger.base import LedgerError
-from serving.pages.data import written
+from serving.pages.data import refused, written
 from serving.pages.site import of
 
 SHOWN = 20
@@ -64,19 +65,17 @@ class Reader:
         self._parcels: dict[str, Withheld] = {}
         self._lock = threading.Lock()
 
-    def read(self, before: str) -> list[Withheld]:
+    def read(self) -> list[Withheld]:
         """Of each parcel the first decision that had something to say, else the first.
 
-        Args:
-            before: a moment in UTC, as the ledger writes it; what was recorded later is not read.
+        Nothing is left unshown once the shadow has ended, so no record is too late; and none may end the reading, as
+        what a journal held back is delivered after what was recorded later.
 
         Raises:
             serving.ledger.LedgerError: the ledger does not answer.
         """
         with self._lock:
             for record in self._records(self._seq):
-                if record.recorded_at >= before:
-                    break
                 self._seq = record.seq
                 body = record.body
                 if record.kind != "decision" or body is None or body.get("shown", True):
@@ -119,7 +118,8 @@ def table(request: Request) -> Response:
     try:
         shadow = of(request).sources.shadow()
     except LedgerError:
-        shadow = None
+        again = ((b"retry-after", b"2"),)
+        return refused(Refused(503, "The ledger's database does not answer; ask again", headers=again))
     rows = [] if shadow is None or not shadow.over else shadow.parcels
     head = ("parcel_id", "decided_at", "action", "expected_net_benefit")
     content = written([head, *((p.parcel_id, p.decided_at, p.action, p.net_benefit) for p in rows)])

@@ -155,12 +155,16 @@ def _packing(diagnosis: Diagnosis, texts: Texts, limit: int) -> list[Action]:
                 expected=texts.number(_number(row["expected"]), 1),
             )
             expected, damaged = _number(row["expected"]), _number(row["damaged"])
-            ratio = damaged / expected if expected and damaged is not None else None
+            # The table's interval is of parcels; an action's is of times the expected.
+            ratio, low, high = (
+                None if not expected or n is None else n / expected
+                for n in (damaged, _number(row["low"]), _number(row["high"]))
+            )
             out.append(
                 Action(
                     "packing", tuple(str(row[n]) for n in ("sku", "category", "package_type")), what,
                     texts.word("todo_packing", verdict), _number(row["worth"]), (damaged or 0.0) - (expected or 0.0),
-                    verdict, (ratio, _number(row["low"]), _number(row["high"])), "/warehouse", {},
+                    verdict, (ratio, low, high), "/warehouse", {},
                 )
             )  # fmt: skip
     return out

@@ -12,8 +12,6 @@ from serving.ledger.base import UnavailableError
 from serving.pages import Site, Sources, routes
 from serving.pages.shadow import Reader, Shadow, Withheld
 
-UNTIL = "2026-03-01T00:00:00.000000Z"
-
 
 def record(
     seq: int, parcel: str, action: str | None, *, shown: bool = False, day: int = 1, kind: str = "decision"
@@ -32,22 +30,26 @@ def test_each_parcel_counts_once_however_the_ledger_grows(told: list[tuple[str, 
     ledger = [record(i + 1, p, a, shown=s, day=d) for i, (p, a, s, d) in enumerate(told)]
     seen = ledger[:cut]
     reader = Reader(lambda after: [r for r in seen if r.seq > after])
-    reader.read(UNTIL)
+    reader.read()
     seen = ledger
-    found = {w.parcel_id: w for w in reader.read(UNTIL)}
+    found = {w.parcel_id: w for w in reader.read()}
     hidden = [(p, a) for p, a, shown, _ in told if not shown]
     assert found.keys() == {p for p, _ in hidden}
     for parcel, withheld in found.items():
         assert (withheld.action is None) == all(a is None for p, a in hidden if p == parcel)
 
 
-def test_what_was_recorded_later_or_is_gone_or_is_no_decision_does_not_count() -> None:
-    late = record(3, "late", "add_fill")
-    late.recorded_at = UNTIL
+def test_what_is_gone_or_is_no_decision_does_not_count() -> None:
     gone = record(1, "gone", "add_fill")
     gone.body = None
-    ledger = [gone, record(2, "told", "add_fill", kind="outcome"), late]
-    assert Reader(lambda after: ledger).read(UNTIL) == []
+    assert Reader(lambda after: [gone, record(2, "told", "add_fill", kind="outcome")]).read() == []
+
+
+def test_what_a_journal_held_back_until_the_shadow_was_over_counts() -> None:
+    after = record(2, "shown", "add_fill", shown=True)
+    after.recorded_at = "2026-03-01T00:00:01.000000Z"
+    ledger = [record(1, "first", "add_fill"), after, record(3, "held back", "add_fill", day=28)]
+    assert [w.parcel_id for w in Reader(lambda after: ledger).read()] == ["first", "held back"]
 
 
 def page(shadow: Any, path: str = "/pack/shadow") -> httpx.Response:

@@ -308,10 +308,9 @@ def test_in_shadow_nothing_is_shown_and_what_would_have_been_is_recorded_as_with
         expect(station.locator(".lead")).to_contain_text("Until 2199-01-01 the packing station shows nothing.")
         axe(station)
         decision = said["first"]["decision_id"]
-        while decision not in (recorded := shop.decisions()):  # delivered within seconds
+        while len(hidden := [d for d in shop.decisions().values() if not d["shown"]]) < 4:  # delivered within seconds
             time.sleep(0.2)
-        hidden = [d for d in recorded.values() if not d["shown"]]
-        assert recorded[decision] in hidden and len(hidden) >= 4
+        assert decision in {d["decision_id"] for d in hidden}
         for d in hidden:
             assert (d["action"] is not None, d["arm"], d["propensity"]) == (True, "control", 0.0)
         columns = ("parcel_id", "decided_at", "action", "arm", "propensity")

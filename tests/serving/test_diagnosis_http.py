@@ -19,6 +19,9 @@ from starlette.applications import Starlette
 from serving.diagnosis import TABLES, Diagnosis
 from serving.pages import Site, Sources, Status, routes
 from serving.pages.data import written
+from serving.pages.reading import share_bar
+from serving.pages.texts import Texts
+from serving.pages.todo import todo
 
 SHOP = diagnoses.shop()
 API = "/v1/diagnosis"
@@ -319,3 +322,27 @@ class TestBrief:
         for week in ("2026-W54", "46", "2027-W01"):
             said = CliRunner().invoke(main, ["brief", str(now), "--team", "listing", "--week", week])
             assert said.exit_code == 2 and "2026" in said.output
+
+
+def test_an_address_that_nobody_would_write_is_no_fault_of_ours(shop: Http) -> None:
+    sku = SHOP["products"][0]["sku"]
+    assert shop.get("/listings", params={"offset": "9" * 20}).status_code == 200
+    assert shop.get("/listings/product", params={"sku": sku, "recorded": "x"}).status_code == 200
+    for word in ("known", "sort"):
+        answer = shop.get(f"{API}/parcels?" + "&".join([f"{word}=late"] * 1200))
+        assert (answer.status_code, "asked for twice" in answer.text) == (400, True)
+
+
+def test_backlog_is_said_in_hours_and_not_in_percent() -> None:
+    row = {"measure": "backlog_hours", "rate": 4.5, "low": 4.0, "high": 5.0, "elsewhere": 2.0}
+    hours = str(share_bar(row, 6.0, Texts.load("en")))
+    assert "4.5" in hours and "%" not in hours
+    assert "450.0 %" in str(share_bar(row | {"measure": "label_poor"}, 6.0, Texts.load("en")))
+
+
+def test_what_is_to_be_packed_otherwise_has_its_interval_on_the_scale_of_its_ratio(tmp_path: Path) -> None:
+    found = todo(Diagnosis.open(diagnoses.write(tmp_path / "d")), "packing", Texts.load("en"))
+    assert found
+    for action in found:
+        ratio, low, high = action.interval
+        assert ratio is None or low is None or low <= ratio <= high

@@ -56,6 +56,18 @@ def test_a_parcel_is_forgotten_so_many_days_after_it_was_last_announced(told: li
         waiting.close()
 
 
+def test_what_is_too_old_is_gone_when_the_file_is_opened_and_spaces_are_no_part_of_a_code(
+    tmp_path: Path,
+) -> None:
+    first = Waiting(tmp_path / "w.db", clock=lambda: NOON)
+    first.announce([request(" P ")])
+    assert first.find("P") is not None
+    first.close()
+    Waiting(tmp_path / "w.db", clock=lambda: NOON + timedelta(days=400)).close()
+    with sqlite3.connect(tmp_path / "w.db") as file:
+        assert file.execute("SELECT count(*) FROM waiting").fetchone() == (0,)
+
+
 def test_several_workers_share_the_file(tmp_path: Path) -> None:
     both = [Waiting(tmp_path / "w.db") for _ in range(2)]
     threads = [

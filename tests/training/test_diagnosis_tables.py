@@ -162,6 +162,18 @@ def test_a_warehouse_is_told_by_shift_and_a_bad_week_for_all_is_nobodys():
     assert set(alone["verdict"]) == {"cannot tell"} and "one warehouse only" in alone["why"].iloc[0]
 
 
+def test_what_only_one_warehouse_does_is_not_held_against_it():
+    parcels, values = warehouse(1.0, 0, nodes=2)
+    r = np.random.default_rng(1)
+    bulky = (parcels.places["node"] == "n0") & (r.random(6_000) < 0.5)
+    parcels.places["service_given"][bulky] = "bulky"
+    values["missed_cutoff"][bulky] = r.random(int(bulky.sum())) < 0.6
+    table, weeks, _ = readiness(parcels, values, confidence=0.9)
+    assert "worse" not in set(table["verdict"])
+    assert (table["parcels"].sum(), table["observed"].sum()) == (6_000, values["missed_cutoff"].sum())
+    assert weeks.loc[weeks["node"] == "n0", "expected"].isna().all()  # half of it would be held against all of it
+
+
 def series(n: int, rate: float, seed: int, jump: float = 1.0) -> pd.DataFrame:
     """Days of a year of n series of ten units each; series 0 fails `jump` times as often from day 200 on."""
     r = np.random.default_rng(seed)

@@ -33,7 +33,8 @@ FAULT = {
     "since": date(2025, 3, 1),
     "effect": 0.3,
 }
-DRAWN = {name: table for name, table in TABLES.items() if name != "decisions"}  # nobody has advised this shop
+# Nobody has advised this shop or changed its listings.
+DRAWN = {name: table for name, table in TABLES.items() if name not in ("decisions", "changes")}
 FILES = {"dataset.toml", "truth", *(f"{name}.parquet" for name in DRAWN)}
 DAYS = pd.Timedelta(days=1)
 

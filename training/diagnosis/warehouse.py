@@ -85,7 +85,7 @@ def readiness(
         cells["expected"] = (others[:, 0] + usual * 20) / (others[:, 1] + 20) * cells["size"]
         for (at, when), own_cells in cells.groupby(["node", "shift"], sort=True):
             rows.append(_held(str(at), str(when), name, own_cells, z))
-        by_week = cells.groupby(["node", "week"], as_index=False)[["size", "sum", "expected"]].sum(min_count=1)
+        by_week = cells.groupby(["node", "week"], as_index=False)[["size", "sum", "expected"]].sum(skipna=False)
         weeks.append(
             by_week.rename(columns={"size": "parcels", "sum": "observed"}).assign(target=name)[
                 ["node", "target", "week", "parcels", "observed", "expected"]
@@ -101,6 +101,9 @@ def readiness(
 
 def _held(node: str, shift: str, measure: str, cells: pd.DataFrame, z: float) -> dict[str, object]:
     """A measure of a warehouse's shift against the others'."""
+    every = cells[["sum", "size"]].sum()
+    if cells["expected"].notna().any():  # what only this warehouse does is held against nothing
+        cells = cells[cells["expected"].notna()]
     week = cells.groupby("week")[["sum", "size", "expected"]].sum(min_count=1).sort_index()
     o, n, e = (week[c].to_numpy(float) for c in ("sum", "size", "expected"))
     rate, trend = o.sum() / n.sum(), np.nan
@@ -108,8 +111,8 @@ def _held(node: str, shift: str, measure: str, cells: pd.DataFrame, z: float) ->
         "node": node,
         "shift": shift,
         "measure": measure,
-        "parcels": int(n.sum()),
-        "observed": o.sum(),
+        "parcels": int(every["size"]),
+        "observed": float(every["sum"]),
     }
     out |= {"low": np.nan, "high": np.nan, "elsewhere": np.nan}
     if len(week) > RECENT:

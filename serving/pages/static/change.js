@@ -6,7 +6,8 @@ for (const form of document.querySelectorAll("form[data-change]")) {
   const problem = form.querySelector(".problem");
   const button = form.querySelector("button");
   const on = form.elements.on;
-  on.max = on.value = new Date().toISOString().slice(0, 10);
+  const opened = new Date(); // once: what is sent under a key stays the same
+  on.max = on.value = new Date(opened - opened.getTimezoneOffset() * 60000).toISOString().slice(0, 10); // the day here
   form.hidden = false;
 
   const say = (text) => {
@@ -23,7 +24,8 @@ for (const form of document.querySelectorAll("form[data-change]")) {
       key,
       sku: form.elements.sku.value,
       what: form.elements.what.value,
-      changed_at: `${on.value}T00:00:00Z`,
+      // Where it is a new day here and not yet in UTC, midnight of it would be in the future.
+      changed_at: on.value > opened.toISOString().slice(0, 10) ? opened.toISOString() : `${on.value}T00:00:00Z`,
     };
     let answer;
     try {

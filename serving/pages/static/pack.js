@@ -20,7 +20,7 @@ const UNHEARD = "not shown: no answer in time";
 let turn = 0; // the scan that counts; an answer to an earlier one comes too late
 let current = null; // what is advised about the parcel on the bench, and can be answered
 let skew = 0; // the service's clock less ours
-let recording = false; // the service keeps a ledger
+let recording = station.dataset.recording === "1"; // the service keeps a ledger
 
 // --- reports: on this device until they are delivered, in order, each under a key of its own ------------------------
 
@@ -90,9 +90,13 @@ async function deliver() {
   try {
     for (let next = await queue.first(); next; next = await queue.first()) {
       const [key, report] = next;
-      const status = await post(report.path, report.body, REPORT_MS).then((r) => r.status, () => 0);
+      const { status, content } = await post(report.path, report.body, REPORT_MS).catch(() => ({ status: 0 }));
+      // Only the service's own word counts: the login page or the refusal of a proxy before it is no receipt.
+      const ours = status === 200
+        ? content?.key === report.body.key
+        : String(content?.type).startsWith("urn:problem-type:doorstep:");
       // 404: the decision may be on its way still, or was never made, if nobody heard of it: tried again a few times.
-      const later = status === 404 && ++tries < (report.unheard ? 2 : 5);
+      const later = !ours || (status === 404 && ++tries < (report.unheard ? 4 : 5));
       if (status === 0 || status === 408 || status === 429 || status >= 500 || later) {
         again = true;
         break;
