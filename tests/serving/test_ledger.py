@@ -200,7 +200,7 @@ def test_a_service_starts_without_its_database(tmp_path: Path) -> None:
         {"parcel_id": None},
         {"net_benefit": float("nan")},
         {"order_id": "\ud800"},
-        {"customer_id": object()},
+        pytest.param({"customer_id": object()}, id="no JSON"),
     ],
     ids=str,
 )
