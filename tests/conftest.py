@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from services import Service, running
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -66,3 +69,16 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the real data sets are not beside the project ({SHARED.relative_to(ROOT.parent)} is absent)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def run_service(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`with run_service(DOORSTEP_BUNDLE=...) as service`."""
+    return lambda first="", **env: running(tmp_path_factory.mktemp("service"), first, **env)
+
+
+@pytest.fixture(scope="session")
+def bare(run_service: Callable[..., Any]) -> Iterator[Service]:
+    """A service with neither bundle nor snapshot."""
+    with run_service() as service:
+        yield service

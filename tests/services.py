@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,7 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LAUNCH = """
-import os, socket, sys
-
+WATCHED = """
 def watched(connect):
     def refusing(self, address, *rest):
         if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
@@ -26,9 +25,16 @@ def watched(connect):
         return connect(self, address, *rest)
     return refusing
 
+socket.socket.connect = watched(socket.socket.connect)
+socket.socket.connect_ex = watched(socket.socket.connect_ex)
+"""
+"""Code that refuses sockets to other machines and writes down who was asked for; needs os and socket, and OUTSIDE."""
+
+LAUNCH = f"""
+import os, socket, sys
+
 if __name__ == "__main__":
-    socket.socket.connect = watched(socket.socket.connect)
-    socket.socket.connect_ex = watched(socket.socket.connect_ex)
+{textwrap.indent(WATCHED, "    ")}
     from serving.server import run
     run(port=0, workers=int(os.environ.get("WORKERS", "1")))
 """

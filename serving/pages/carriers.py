@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from serving.diagnosis import PARCEL_TARGETS, Diagnosis, Where
 from serving.pages import charts
-from serving.pages.reading import around, read, whole
+from serving.pages.reading import around, read, whole, whole_number
 from serving.pages.site import of
 from serving.pages.texts import Texts
 
@@ -172,8 +172,3 @@ def near(diagnosis: Diagnosis, what: str, name: str) -> list[Any]:
     """Names of carriers, or of products, that hold a text."""
     table = {"carrier": "carriers", "sku": "products"}[what]
     return diagnosis.like(table, what, name, limit=10) if name else []
-
-
-def whole_number(text: str | None) -> int:
-    """A number of an address, 0 where it is none or too large to be meant."""
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 12 else 0

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.diagnosis import Diagnosis, Row, Where
-from serving.pages.carriers import near, whole_number
-from serving.pages.reading import around, read, whole
+from serving.pages.carriers import near
+from serving.pages.reading import around, read, whole, whole_number
 from serving.pages.site import of
 
 FIRST = 5

@@ -151,3 +151,8 @@ def whole(query: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
         if name not in query:
             raise QueryError(name, "is missing", None, f"an address with {', '.join(names)}")
     return {name: query[name] for name in names}
+
+
+def whole_number(text: str | None) -> int:
+    """A number of an address, 0 where it is none or too large to be meant."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 12 else 0

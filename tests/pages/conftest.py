@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browsers import browser as started
 from browsers import executable, watched
 from playwright.sync_api import Browser, Page
-from services import Service, running
 
 
 @pytest.fixture(scope="module")  # while it runs, Playwright holds an event loop in this thread that others cannot use
@@ -19,19 +17,6 @@ def browser() -> Iterator[Browser]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no chromium: `make test` says how to get one")
     with started() as chromium:
         yield chromium
-
-
-@pytest.fixture(scope="session")
-def run_service(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """`with run_service(DOORSTEP_BUNDLE=...) as service`."""
-    return lambda first="", **env: running(tmp_path_factory.mktemp("service"), first, **env)
-
-
-@pytest.fixture(scope="session")
-def bare(run_service: Callable[..., Any]) -> Iterator[Service]:
-    """A service with nothing loaded."""
-    with run_service() as service:
-        yield service
 
 
 @pytest.fixture

@@ -5,20 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from services import Service, running
-
-
-@pytest.fixture(scope="session")
-def run_service(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """`with run_service(DOORSTEP_BUNDLE=...) as service`."""
-    return lambda first="", **env: running(tmp_path_factory.mktemp("service"), first, **env)
-
-
-@pytest.fixture(scope="session")
-def bare(run_service: Callable[..., Any]) -> Iterator[Service]:
-    """A service with neither bundle nor snapshot."""
-    with run_service() as service:
-        yield service
+from services import Service
 
 
 @pytest.fixture(scope="session")

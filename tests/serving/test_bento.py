@@ -15,6 +15,7 @@ import httpx
 import pytest
 import yaml
 from pydantic import TypeAdapter
+from services import WATCHED
 
 from serving.schemas import EXAMPLE, Answer
 
@@ -35,18 +36,7 @@ sys.path = [p for p in sys.path if os.path.realpath(p or ".") != {str(ROOT)!r}]
 sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "") + repr(f)]
 sys.meta_path.insert(0, Absent)
 
-def watched(connect):
-    def refusing(self, address, *rest):
-        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            with open(os.environ["OUTSIDE"], "a") as f:
-                print(address, file=f)
-            raise OSError("outside sockets are refused in tests")
-        return connect(self, address, *rest)
-    return refusing
-
-socket.socket.connect = watched(socket.socket.connect)
-socket.socket.connect_ex = watched(socket.socket.connect_ex)
-"""
+{WATCHED}"""
 
 
 @pytest.fixture(scope="module")

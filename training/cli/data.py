@@ -10,6 +10,7 @@ import click
 from training.cli.voice import (
     SNAPSHOTS,
     Voice,
+    as_of_option,
     dataset_argument,
     dump,
     json_option,
@@ -119,7 +120,7 @@ def check(ctx: click.Context, voice: Voice, dataset: Path, as_json: bool) -> Non
 
 @click.command()
 @dataset_argument
-@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@as_of_option
 @click.option(
     "--out", type=click.Path(path_type=Path), default=SNAPSHOTS, show_default=True, help="Where to publish it."
 )
@@ -158,7 +159,7 @@ def snapshot(voice: Voice, dataset: Path, as_of: str | None, out: Path, as_json:
 )
 @click.option("--parcel", metavar="ID", help="Look at this parcel.")
 @click.option("--line", metavar="ID", help="Look at this order line.")
-@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@as_of_option
 @json_option
 @voiced
 def feature(

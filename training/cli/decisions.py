@@ -14,6 +14,7 @@ import click
 
 from training.cli.voice import (
     Voice,
+    as_of_option,
     bundle_option,
     dataset_argument,
     dump,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Says what each action is judged by and what is expected of it [default: what is usual].",
 )
-@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@as_of_option
 @click.option(
     "--level",
     type=click.FloatRange(0, 0.5, min_open=True),

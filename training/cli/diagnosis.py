@@ -10,10 +10,12 @@ import click
 
 from training.cli.voice import (
     Voice,
+    as_of_option,
     dataset_argument,
     dump,
     json_option,
     opened,
+    seed_option,
     voiced,
     zoned,
 )
@@ -21,12 +23,12 @@ from training.cli.voice import (
 
 @click.command()
 @dataset_argument
-@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@as_of_option
 @click.option("--since", metavar="DATE", help="Only what was decided from then on [default: everything].")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the tables and their summary.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Hold its predictions against what came.")
 @click.option("--standards", type=click.Path(path_type=Path), help="The shop's own standards for carriers, as TOML.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@seed_option
 @json_option
 @voiced
 def diagnose(

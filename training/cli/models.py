@@ -11,12 +11,14 @@ import click
 from training.cli.voice import (
     BUNDLES,
     Voice,
+    as_of_option,
     bundle_option,
     dataset_argument,
     dump,
     json_option,
     mlflow_option,
     opened,
+    seed_option,
     trust_option,
     voiced,
     zoned,
@@ -28,12 +30,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @dataset_argument
-@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@as_of_option
 @click.option(
     "--holdout-from", metavar="DATE", help="Judge on what was decided from then on [default: the latest quarter]."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: runs/NAME].")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@seed_option
 @trust_option
 @click.option(
     "--params", type=click.Path(path_type=Path), help="Parameters per target, as `doorstep tune` writes them."
@@ -122,11 +124,11 @@ targets_option = click.option(
 
 @click.command()
 @dataset_argument
-@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@as_of_option
 @click.option("--origins", type=click.IntRange(2), default=4, show_default=True, help="Moments of the past to go live.")
 @targets_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results [default: runs/NAME-backtest].")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@seed_option
 @click.option(
     "--seeds",
     type=click.IntRange(1),
@@ -217,7 +219,7 @@ class _Duration(click.ParamType[float]):
 
 @click.command()
 @dataset_argument
-@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@as_of_option
 @click.option(
     "--holdout-from", metavar="DATE", help="Nothing decided from then on is looked at [default: the latest quarter]."
 )
@@ -227,7 +229,7 @@ class _Duration(click.ParamType[float]):
 )
 @click.option("--time-budget", type=_Duration(), metavar="10m", help="Begin no further trial after so long.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the tuning [default: runs/NAME-tuning].")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@seed_option
 @trust_option
 @click.option("--log/--no-log", default=True, show_default=True, help="Log to MLflow, with a run per trial.")
 @mlflow_option
@@ -300,7 +302,7 @@ def tune(
 @dataset_argument
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File for the scores, .parquet or .csv.")
 @bundle_option
-@click.option("--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken].")
+@as_of_option
 @click.option("--decided-from", metavar="DATE", help="Score only what was decided from then on.")
 @voiced
 def score(voice: Voice, dataset: Path, out: Path, bundle: Path, as_of: str | None, decided_from: str | None) -> None:

@@ -113,6 +113,10 @@ def voiced(command: Callable[..., Any]) -> Callable[..., Any]:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 dataset_argument = click.argument("dataset", type=click.Path(path_type=Path))
+as_of_option = click.option(
+    "--as-of", metavar="DATE", help="Only facts known before [default: when the extract was taken]."
+)
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 bundle_option = click.option(
     "--bundle",
     type=click.Path(path_type=Path),
