@@ -58,6 +58,11 @@ _NO_STORE = (b"cache-control", b"no-store")
 logger = logging.getLogger("doorstep.guard")
 
 
+def later(seconds: int = 1) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers of a refusal that holds only for so long."""
+    return ((b"retry-after", str(seconds).encode()),)
+
+
 class Refused(Exception):
     """A request that goes no further; carries the status, the words and further headers of the answer."""
 
@@ -159,7 +164,7 @@ class Guard:
                     raise Refused(
                         503,
                         f"{self.max_in_flight} requests are being worked on; try again in a second",
-                        headers=((b"retry-after", b"1"),),
+                        headers=later(),
                     )
                 self._in_flight += 1
                 counted = True

@@ -23,7 +23,6 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # before bentoml reads it: nothing phones home
 
@@ -40,11 +39,12 @@ from features.snapshot import Snapshot
 from serving.advice import ASKING, Asking, Capacity, new_id
 from serving.bundle import Bundle
 from serving.diagnosis import SUMMARY
-from serving.guard import MAX_BODY, PROBLEM, SCOPE_KEY, App, Guard, Refused
+from serving.guard import MAX_BODY, SCOPE_KEY, App, Guard, Refused, later
 from serving.ledger.schemas import DOCS, PATHS
 from serving.ledger.schemas import read as read_report
 from serving.pages import Site, Sources, Status, prepared
 from serving.pages import routes as page_routes
+from serving.pages.data import refused
 from serving.pages.shadow import Reader, Shadow
 from serving.pages.verdict import SCAN_DOCS, read_scan, shown, unknown, verdict
 from serving.policy import Policy
@@ -341,9 +341,8 @@ def _refusing(work: Callable[[Request], Any]) -> Callable[[Request], Response]:
     def endpoint(request: Request) -> Response:
         try:
             return Response(to_json(work(request)), media_type="application/json")
-        except Refused as refused:
-            headers = {name.decode(): value.decode() for name, value in refused.headers}
-            return Response(refused.body(), refused.status, headers, media_type=PROBLEM.decode())
+        except Refused as refusal:
+            return refused(refusal)
 
     return endpoint
 
@@ -357,7 +356,7 @@ def _report(request: Request) -> dict[str, Any]:
         raise Refused(404, "This service keeps no ledger; DOORSTEP_LEDGER names the database of one.")
     if not _reporting.acquire(blocking=False):
         busy = "Other reports are waiting for the ledger's database; this one is not recorded, try again"
-        raise Refused(503, busy, headers=((b"retry-after", b"1"),))
+        raise Refused(503, busy, headers=later())
     try:
         return recorder.report(request.url.path, request.scope[SCOPE_KEY])
     finally:
@@ -373,7 +372,7 @@ def _announce(request: Request) -> dict[str, Any]:
         return {"announced": len(requests), "waiting": waiting.announce(requests)}
     except WaitingError as error:
         logger.error("parcels are not kept: %s", error)
-        raise Refused(503, "The parcels cannot be kept now; announce them again", headers=_LATER) from None
+        raise Refused(503, "The parcels cannot be kept now; announce them again", headers=later()) from None
 
 
 def _scan(request: Request) -> dict[str, Any]:
@@ -386,7 +385,7 @@ def _scan(request: Request) -> dict[str, Any]:
         requests = None if found is None else loaded.rules.one(found)
     except WaitingError as error:
         logger.error("a parcel cannot be looked up: %s", error)
-        raise Refused(503, "Parcels cannot be looked up now", headers=_LATER) from None
+        raise Refused(503, "Parcels cannot be looked up now", headers=later()) from None
     except Invalid as error:
         detail = f"The parcel was announced before the shop's settings changed, announce it again: {error.detail}"
         raise Refused(409, detail) from None
@@ -396,7 +395,7 @@ def _scan(request: Request) -> dict[str, Any]:
     policy = loaded.policy
     asking = Asking(
         lambda: asked.get("decision_id") or new_id(),
-        shown(policy, loaded.snapshot.settings.timezone if loaded.snapshot else "UTC", now),
+        shown(policy, _zone(loaded), now),
         0.0 if policy is None else policy.station_least_benefit,
     )
     answers, decisions = _answer(Work(requests, loaded, asking))
@@ -411,7 +410,9 @@ def _scan(request: Request) -> dict[str, Any]:
     }
 
 
-_LATER = ((b"retry-after", b"1"),)
+def _zone(loaded: Loaded) -> str:
+    """The shop's clock."""
+    return "UTC" if loaded.snapshot is None else loaded.snapshot.settings.timezone
 
 
 def _json(content: Any) -> Any:
@@ -464,11 +465,9 @@ def _shadow() -> Shadow | None:
     if policy is None or policy.shadow_until is None or live().recorder is None:
         return None
     settings = None if loaded.snapshot is None else loaded.snapshot.settings
-    zone = ZoneInfo("UTC" if settings is None else settings.timezone)
-    end = datetime.combine(policy.shadow_until, datetime.min.time(), zone).astimezone(UTC)
     return Shadow(
         policy.shadow_until,
-        datetime.now(UTC) >= end,
+        shown(policy, _zone(loaded), datetime.now(UTC)),
         _withheld().read(),
         policy.currency,
         settings is not None and settings.simulated,

@@ -192,10 +192,9 @@ class Recorder:
             serving.guard.Refused: 404 no such decision, 409 it contradicts what is recorded, 410 the decision's content
                 is gone, 503 the database does not answer or the decision is not delivered yet.
         """
-        from serving.guard import Refused
+        from serving.guard import Refused, later
         from serving.ledger import reports
 
-        later = ((b"retry-after", b"2"),)
         for last in (False, True):
             try:
                 with self.database.change() as change:
@@ -207,12 +206,14 @@ class Recorder:
                     break
                 if not self._arrived(str(content["decision_id"])):
                     raise Refused(
-                        503, "The decision is on its way to the database; nothing is lost, try again", headers=later
+                        503, "The decision is on its way to the database; nothing is lost, try again", headers=later(2)
                     ) from None
             except LedgerError as error:
                 logger.error("a report is refused: %s", error)
                 raise Refused(
-                    503, "The ledger's database does not answer; the report is not recorded, try again", headers=later
+                    503,
+                    "The ledger's database does not answer; the report is not recorded, try again",
+                    headers=later(2),
                 ) from None
             else:
                 self._sign(ledger, seq, hash)

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from serving.diagnosis import TABLES, Diagnosis, QueryError, ReplacedError, Value
-from serving.guard import PROBLEM, Refused
+from serving.guard import PROBLEM, Refused, later
 from serving.pages.asked import Asked, asked
 from serving.pages.site import Site, of
 
@@ -41,9 +41,7 @@ def answered(answer: Callable[[Request, Diagnosis], Response]) -> Callable[[Requ
         except Refused as refusal:
             return refused(refusal)
         except ReplacedError:
-            return refused(
-                Refused(503, "The diagnosis is being replaced; ask again", headers=((b"retry-after", b"1"),))
-            )
+            return refused(Refused(503, "The diagnosis is being replaced; ask again", headers=later()))
 
     return endpoint
 

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.guard import Refused
+from serving.guard import Refused, later
 from serving.ledger.base import LedgerError
 from serving.pages.data import refused, written
 from serving.pages.site import of
@@ -118,8 +118,7 @@ def table(request: Request) -> Response:
     try:
         shadow = of(request).sources.shadow()
     except LedgerError:
-        again = ((b"retry-after", b"2"),)
-        return refused(Refused(503, "The ledger's database does not answer; ask again", headers=again))
+        return refused(Refused(503, "The ledger's database does not answer; ask again", headers=later(2)))
     rows = [] if shadow is None or not shadow.over else shadow.parcels
     head = ("parcel_id", "decided_at", "action", "expected_net_benefit")
     content = written([head, *((p.parcel_id, p.decided_at, p.action, p.net_benefit) for p in rows)])
