@@ -68,6 +68,22 @@ def test_what_is_too_old_is_gone_when_the_file_is_opened_and_spaces_are_no_part_
         assert file.execute("SELECT count(*) FROM waiting").fetchone() == (0,)
 
 
+@given(st.floats(0.01, 40), st.floats(0, 80))
+@settings(max_examples=20, deadline=None)
+def test_a_parcel_that_waits_too_long_is_not_found_even_if_nothing_is_announced_after_it(
+    days: float, later: float
+) -> None:
+    import tempfile
+
+    now = [NOON]
+    with tempfile.TemporaryDirectory() as folder:
+        waiting = Waiting(Path(folder) / "w.db", days=days, clock=lambda: now[0])
+        waiting.announce([request("P")])
+        now[0] += timedelta(days=later)
+        assert (waiting.find("P") is None) == (timedelta(days=later) > timedelta(days=days))
+        waiting.close()
+
+
 def test_several_workers_share_the_file(tmp_path: Path) -> None:
     both = [Waiting(tmp_path / "w.db") for _ in range(2)]
     threads = [
