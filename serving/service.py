@@ -45,7 +45,7 @@ from serving.ledger.schemas import read as read_report
 from serving.pages import Site, Sources, Status, prepared
 from serving.pages import routes as page_routes
 from serving.pages.data import refused
-from serving.pages.shadow import Reader, Shadow
+from serving.pages.shadow import KINDS, Reader, Shadow
 from serving.pages.verdict import SCAN_DOCS, read_scan, shown, unknown, verdict
 from serving.policy import Policy
 from serving.schemas import EXAMPLE, Answer, Invalid, Rules, openapi
@@ -453,7 +453,7 @@ def _withheld() -> Reader:
 
     def records(after: int) -> Iterator[Any]:
         recorder = live().recorder
-        return iter(()) if recorder is None else recorder.database.records(after)
+        return iter(()) if recorder is None else recorder.database.records(after, KINDS)
 
     return Reader(records)
 

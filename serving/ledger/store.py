@@ -348,12 +348,14 @@ class Database:
             yield connection
             connection.rollback()
 
-    def records(self, after: int = 0) -> Iterator[Record]:
-        """Every decision and report with a number above `after`, in the order of the chain, opened."""
+    def records(self, after: int = 0, kinds: Sequence[str] = (*CONTENT, "change")) -> Iterator[Record]:
+        """Every record of these kinds with a number above `after`, in the order of the chain, opened.
+
+        Without `kinds` every decision and report. Raises LedgerError.
+        """
         with self.reading() as connection:
             opener = Opener(self.secrets)
-            content = RECORDS.c.kind.in_((*CONTENT, "change"))
-            query = OPENED.where(content, RECORDS.c.seq > after).order_by(RECORDS.c.seq)
+            query = OPENED.where(RECORDS.c.kind.in_(kinds), RECORDS.c.seq > after).order_by(RECORDS.c.seq)
             for row in connection.execution_options(yield_per=1000).execute(query).mappings():
                 yield opener.record(row)
 

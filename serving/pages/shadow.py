@@ -52,16 +52,23 @@ class Shadow:
     simulated: bool
 
 
+FORGETS = ("erasure", "retention")
+"""Kinds of records with which earlier ones have lost what they said."""
+KINDS = ("decision", *FORGETS)
+"""Kinds of records that `Reader` has to be given."""
+
+
 class Reader:
-    """Reads decisions that were not shown, each record of the ledger once.
+    """Reads decisions that were not shown; each record of the ledger once, until one says that some are forgotten.
 
     Args:
-        records: the ledger's records after a number, in order; each has `seq`, `kind`, `recorded_at` and `body`.
+        records: the ledger's records of `KINDS` after a number, in order; each has `seq`, `kind` and `body`.
     """
 
     def __init__(self, records: Callable[[int], Iterable[Any]]) -> None:
         self._records = records
         self._seq = 0
+        self._stale = False
         self._parcels: dict[str, Withheld] = {}
         self._lock = threading.Lock()
 
@@ -75,16 +82,26 @@ class Reader:
             serving.ledger.LedgerError: the ledger does not answer.
         """
         with self._lock:
-            for record in self._records(self._seq):
-                self._seq = record.seq
-                body = record.body
-                if record.kind != "decision" or body is None or body.get("shown", True):
-                    continue
-                told = Withheld(body["parcel_id"], body["decided_at"], body["action"], body["net_benefit"])
-                known = self._parcels.get(told.parcel_id)
-                if known is None or (known.action is None and told.action is not None):
-                    self._parcels[told.parcel_id] = told
+            self._go_on()
+            if self._stale:  # which of those known are meant, no record says: customers stand in them as pseudonyms
+                self._seq, self._stale = 0, False
+                self._parcels.clear()
+                self._go_on()
             return list(self._parcels.values())
+
+    def _go_on(self) -> None:
+        """Read what is new. From the start on, what is forgotten is so already."""
+        anew = self._seq == 0
+        for record in self._records(self._seq):
+            self._seq = record.seq
+            self._stale |= record.kind in FORGETS and not anew
+            body = record.body
+            if record.kind != "decision" or body is None or body.get("shown", True):
+                continue
+            told = Withheld(body["parcel_id"], body["decided_at"], body["action"], body["net_benefit"])
+            earlier = self._parcels.get(told.parcel_id)
+            if earlier is None or (earlier.action is None and told.action is not None):
+                self._parcels[told.parcel_id] = told
 
 
 def page(request: Request) -> Response:

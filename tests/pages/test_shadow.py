@@ -1,9 +1,11 @@
 import asyncio
+from collections.abc import Iterator
 from datetime import date
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -50,6 +52,26 @@ def test_what_a_journal_held_back_until_the_shadow_was_over_counts() -> None:
     after.recorded_at = "2026-03-01T00:00:01.000000Z"
     ledger = [record(1, "first", "add_fill"), after, record(3, "held back", "add_fill", day=28)]
     assert [w.parcel_id for w in Reader(lambda after: ledger).read()] == ["first", "held back"]
+
+
+def test_what_is_forgotten_is_not_told_even_where_the_ledger_fails_half_way() -> None:
+    ledger = [record(1, "gone", "add_fill"), record(2, "kept", "add_fill")]
+
+    def records(after: int) -> Iterator[Any]:
+        for r in ledger:
+            if r is None:
+                raise UnavailableError("away")
+            if r.seq > after:
+                yield r
+
+    reader = Reader(records)
+    assert len(reader.read()) == 2
+    ledger[0].body = None
+    ledger += [record(3, "", None, kind="erasure"), None]
+    with pytest.raises(UnavailableError):
+        reader.read()
+    ledger.pop()
+    assert [w.parcel_id for w in reader.read()] == ["kept"]
 
 
 def page(shadow: Any, path: str = "/pack/shadow") -> httpx.Response:

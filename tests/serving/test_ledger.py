@@ -28,6 +28,7 @@ from serving.ledger.seals import Heads, Secrets, canonical, chained, digest, gen
 from serving.ledger.store import Database, metadata
 from serving.ledger.upkeep import erase, opened, retain
 from serving.ledger.verify import verify
+from serving.pages.shadow import KINDS, Reader
 from serving.schemas import Invalid
 from training.check import check
 from training.cli import main
@@ -625,6 +626,27 @@ def test_old_content_passes_away_and_the_chain_verifies(told: Recorder) -> None:
     assert (verdict.records, verdict.expired) == (8, 6)
     with pytest.raises(LedgerError, match="1 or more"):
         retain(told.database, told.paths, 0, told.clock())
+
+
+def test_what_was_not_shown_is_forgotten_with_its_customer_and_with_its_retention(
+    told: Recorder, make: Callable[..., Recorder]
+) -> None:
+    reader = Reader(lambda after: told.database.records(after, KINDS))
+    late = make()
+    late.record([decision("late", "C-1", shown=False)])
+    told.record([decision(f"s{i}", f"C-{i % 2}", shown=False) for i in range(4)])
+    told.deliver()
+    assert {w.parcel_id for w in reader.read()} == {"P-s0", "P-s1", "P-s2", "P-s3"}
+    erase(told.database, told.paths, ("customer", "C-1"), told.clock())
+    late.deliver()
+    assert {w.parcel_id for w in reader.read()} == {"P-s0", "P-s2"}
+    told.clock.now += timedelta(days=30)  # type: ignore[attr-defined]
+    told.record([decision("young", "C-1", shown=False)])
+    told.deliver()
+    assert {w.parcel_id for w in reader.read()} == {"P-s0", "P-s2", "P-young"}
+    retain(told.database, told.paths, 20, told.clock())
+    assert [w.parcel_id for w in reader.read()] == ["P-young"]
+    assert reader.read() == Reader(lambda after: told.database.records(after, KINDS)).read()
 
 
 # ---- tampering
