@@ -1,5 +1,6 @@
 """The packing station, walked as a packer would: scan, read, do, answer; with and without a network."""
 
+import itertools
 import json
 import re
 import time
@@ -187,6 +188,87 @@ def test_without_a_network_scanning_goes_on_and_reports_arrive_once_and_in_order
     told = [(kind, body["parcel_id"]) for kind, body in shop.reports()[before:]]
     kinds = ("outcome", "override", "outcome")
     assert told == [(kind, code) for kind, (code, _) in zip(kinds, shop.advised[4:7], strict=True)]
+
+
+def test_a_proxys_login_page_is_no_receipt_and_reports_arrive_once_and_in_order_when_it_is_gone(
+    shop: Shop, browser: Browser
+) -> None:
+    before = len(shop.reports())
+    answers = itertools.cycle((200, 403, 404))  # a page to sign in, a refusal, a page that is not there: none is ours
+    told: list[str] = []
+
+    def proxy(route: Route) -> None:
+        told.append(route.request.post_data_json["key"])
+        route.fulfill(status=next(answers), content_type="text/html", body="<title>Sign in</title>")
+
+    with watched(browser) as page:
+        page.expected = ["403", "404"]  # type: ignore[attr-defined]
+        page.goto(f"{shop.service.url}/pack")
+        between = re.compile("/v1/(outcomes|overrides)")
+        page.context.route(between, proxy)
+        for code, _ in shop.advised[:3]:
+            scan(page, code)
+            page.keyboard.press(next(iter(OVERRIDE_KEYS)) if code == shop.advised[1][0] else DONE_KEY)
+            expect(page.locator("#said")).to_contain_text("Noted")
+        expect(page.locator("#state")).to_have_text("Reports waiting to be sent: 3.")
+        while len(told) < 4:  # it is tried again and again, always the first one
+            page.wait_for_timeout(50)
+        page.reload()
+        expect(page.locator("#state")).to_have_text("Reports waiting to be sent: 3.")
+        assert len(set(told)) == 1 and len(shop.reports()) == before
+        page.context.unroute(between)
+        expect(page.locator("#state")).to_have_text("", timeout=20_000)
+    arrived = [(kind, body["parcel_id"]) for kind, body in shop.reports()[before:]]
+    kinds = ("outcome", "override", "outcome")
+    assert arrived == [(kind, code) for kind, (code, _) in zip(kinds, shop.advised[:3], strict=True)]
+
+
+def test_the_first_scan_of_a_page_whose_answer_is_lost_is_told_to_the_ledger(shop: Shop, station: Page) -> None:
+    before, code = len(shop.reports()), shop.advised[0][0]
+    station.expected = [ABORTED]  # type: ignore[attr-defined]
+    asked: list[str] = []
+
+    def lose(route: Route) -> None:
+        asked.append(route.request.post_data_json["decision_id"])
+        assert route.fetch().json()["recorded"]  # the service has decided, and nobody hears of it
+        route.abort()
+
+    station.route("**/v1/parcels/scan", lose)
+    with station.expect_response(lambda r: "overrides" in r.url and r.status == 200):
+        scan(station, code)
+    expect(station.locator("#said")).to_have_text("No advice, pack as usual")
+    expect(station.locator("#answers")).to_be_hidden()
+    station.unroute("**/v1/parcels/scan")
+    ((kind, body),) = shop.reports()[before:]
+    assert (kind, body["decision_id"], body["parcel_id"]) == ("override", asked[0], code)
+    assert body["reason"] == "not shown: no answer in time"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_first_scan_that_reaches_nobody_is_packed_as_usual_and_holds_nothing_up(
+    shop: Shop, station: Page, known: bool
+) -> None:
+    before, decided = len(shop.reports()), len(shop.decisions())
+    station.expected = [ABORTED, OFFLINE, "404"]  # type: ignore[attr-defined]
+    if known:  # the browser knows that it has no network
+        station.context.set_offline(True)
+    else:
+        station.route("**/v1/parcels/scan", lambda route: route.abort())
+    scan(station, shop.advised[0][0])
+    expect(station.locator("#said")).to_have_text("No advice, pack as usual")
+    expect(station.locator("#answers")).to_be_hidden()
+    expect(station.locator("#state")).to_have_text("No network: keep packing." if known else "")  # no report to send
+    station.context.set_offline(False)
+    station.unroute("**/v1/parcels/scan")
+    code, key = shop.advised[1]
+    scan(station, code)
+    expect(station.locator("#verdict")).to_have_attribute("data-kind", "do")
+    done = re.compile("/v1/outcomes")  # it waits until the report of a decision that nobody made is given up
+    with station.expect_response(done, timeout=30_000) as answered:
+        station.keyboard.press(DONE_KEY)
+    assert answered.value.status == 200
+    assert [(k, b["parcel_id"], b["action"]) for k, b in shop.reports()[before:]] == [("outcome", code, key)]
+    assert len(shop.decisions()) == decided + 1  # the report was taken, so its decision is there, and no other
 
 
 def test_an_answer_that_comes_too_late_is_not_shown_and_the_ledger_is_told(shop: Shop, station: Page) -> None:
