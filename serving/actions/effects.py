@@ -1,0 +1,156 @@
+"""What each action does to the risks, what that is known from, and how bad it could be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from features.arrays import Array, take
+from features.rows import Rows
+from features.treated import COLUMNS
+from features.vocabulary import LABEL_GRADES, TARGETS
+from serving.actions.book import Book
+from serving.actions.parcels import Parcels
+from serving.bundle import Bundle
+from serving.explain import logistic
+from serving.levers import BETTER
+from serving.policy import Effect
+
+BAD_END = 1.644854
+"""Standard errors from the estimate to the end that the truth is beyond in one of twenty cases."""
+
+MEASURED, ESTIMATED, ASSUMED = "measured", "model-estimated", "assumed"
+TRUST = (MEASURED, ESTIMATED, ASSUMED)
+"""Kinds of evidence, most trusted first."""
+
+PROTECTED = ("damaged", "returned")
+"""Targets that more protection never makes likelier."""
+
+
+def moved(
+    bundle: Bundle,
+    book: Book,
+    rows: Rows,
+    parcels: Parcels,
+    before: Mapping[str, Array],
+    scored: Mapping[str, Array],
+    offered: Array,
+) -> tuple[dict[str, Array], dict[str, list[str | None]], dict[str, Array]]:
+    """Probabilities with each action, (n, K) or (l, K), what each is known from, and how bad it could be.
+
+    The last is (n, P) or (l, P) for packages: probabilities at the bad end of what the estimate, the experiment or the
+    assumption leaves open; only of targets that a package moves.
+
+    Takes out of `offered` what a parcel does not need: its column is as good already, or not known.
+    """
+    boxes, services, k = book.boxes, book.services, len(book.keys)
+    steps = _steps(book, rows, parcels)
+    for kind, (at, step) in steps.items():
+        if kind != "package":
+            offered[:, at] &= step * BETTER[COLUMNS[kind]] > 0
+    levers = {(x.target, x.column): x for x in bundle.levers}
+    moderators: dict[Any, Array] = {}  # several levers depend on the same
+    evidence: dict[str, list[str | None]] = {}
+    # All targets one below the other: what counts is how often numpy is called.
+    ends = np.cumsum([len(p) for p in before.values()]).tolist()
+    part = {t: slice(end - len(p), end) for (t, p), end in zip(before.items(), ends, strict=True)}
+    shifts = np.zeros((ends[-1] if ends else 0, k))
+    bad: dict[str, Array] = {}
+    of_lines = {kind: _of_lines(step, rows.line_parcel) for kind, (_, step) in steps.items()}
+    of_parcels = {kind: np.where(np.isnan(step), 0.0, step) for kind, (_, step) in steps.items()}
+    for target in before:
+        moves = of_lines if TARGETS[target].unit == "line" else of_parcels
+        shift, known = shifts[part[target]], evidence.setdefault(target, [None] * k)
+        if target in scored:
+            known[services] = [ESTIMATED] * (services.stop - services.start)
+        for kind, (at, _) in steps.items():
+            lever = levers.get((target, COLUMNS[kind]))
+            if lever is not None:
+                terms = lever.unit, lever.terms, lever.usual
+                if terms not in moderators:
+                    moderators[terms] = lever.moderators(rows)
+                shift[:, at] = moves[kind] * lever.slope(moderators[terms])[:, None]
+                known[at] = [ESTIMATED] * (at.stop - at.start)
+                if kind == "package":
+                    steepest = np.minimum(lever.interval(moderators[terms], BAD_END)[0], 0.0)
+                    bad[target] = moves[kind] * steepest[:, None]
+        for j, stated, per_level in book.stated[target]:
+            if stated.source != "experiment" and known[j] is not None:
+                continue
+            by = moves["package"][:, j] if per_level else np.ones(len(shift))
+            shift[:, j] = math.log(stated.odds_ratio) * by
+            known[j] = MEASURED if stated.source == "experiment" else ASSUMED
+            if j < boxes.stop:
+                bad.setdefault(target, shift[:, boxes].copy())[:, j] = _bad_end(stated, by)
+    p = np.concatenate([*before.values()]) if before else np.empty(0)
+    with np.errstate(divide="ignore"):  # what is sure stays sure
+        z = np.log(p) - np.log1p(-p)
+    moved = np.where(shifts == 0.0, p[:, None], logistic(z[:, None] + shifts))
+    after = {target: moved[at] for target, at in part.items()}
+    for target, known in evidence.items():
+        if target in scored:
+            own = [j for j in range(services.start, services.stop) if known[j] == ESTIMATED]
+            after[target][:, own] = scored[target][:, [j - services.start for j in own]]
+        if target in PROTECTED and boxes.stop:
+            step = (of_lines if TARGETS[target].unit == "line" else of_parcels)["package"]
+            after[target][:, boxes] = _never_riskier(book, before[target], after[target][:, boxes], step)
+    with np.errstate(invalid="ignore"):  # what is sure not to happen and could, for all we know: is not known
+        worst = {target: logistic(z[part[target], None] + shift) for target, shift in bad.items()}
+    return after, evidence, worst
+
+
+def _bad_end(stated: Effect, by: Array) -> Array:
+    """How far an effect that is stated may move the log-odds up, (n,), where it counts `by` times, (n,).
+
+    By its interval, whichever end is the worse: of one level of protection less it is the lower one. Nobody has said
+    how bad an assumption without an interval may be, so it may be anything.
+    """
+    if stated.low is None or stated.high is None:
+        return np.where(by == 0.0, 0.0, np.inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ends = np.log([[stated.low], [stated.high]]) * by
+    return np.where(by == 0.0, 0.0, ends.max(axis=0))
+
+
+def _of_lines(step: Array, line_parcel: Array) -> Array:
+    """What moves by (n, ...) of parcels, of their lines; nothing moves where it is not known."""
+    found = take(step, line_parcel, np.nan)
+    return np.where(np.isnan(found), 0.0, found)
+
+
+def _steps(book: Book, rows: Rows, parcels: Parcels) -> dict[str, tuple[slice, Array]]:
+    """Per kind of action that changes a column: which actions, and by how much it moves, (n, 1) or (n, P)."""
+    out = {}
+    if book.boxes.stop:
+        out["package"] = book.boxes, book.levels - parcels.level[:, None]
+    for j in range(book.services.stop, len(book.keys)):
+        key, to = book.keys[j], book.actions[j].to
+        if key in COLUMNS and to is not None:
+            now = rows.parcels["parcels", COLUMNS[key]]
+            if key == "fix_label":
+                now = np.array([_GRADES.get(grade, np.nan) for grade in now.tolist()])
+            out[key] = slice(j, j + 1), (to - now)[:, None]
+    return out
+
+
+_GRADES = {grade: float(i) for i, grade in enumerate(LABEL_GRADES)}
+
+
+def _never_riskier(book: Book, before: Array, after: Array, step: Array) -> Array:
+    """Risks (n, P) of packages, weakest first, such that more protection is never riskier than less.
+
+    Only what is stated of a single package can be otherwise: it is cut to what the next weaker one has.
+    """
+    out = np.where(step > 0, np.minimum(after, before[:, None]), np.maximum(after, before[:, None]))
+    out = np.where(step == 0, after, out)
+    levels = book.levels
+    if (levels[1:] > levels[:-1]).all():
+        return np.minimum.accumulate(out, axis=1)
+    for j in range(1, len(levels)):  # of two equally strong ones, one may be said to be better
+        weaker = np.flatnonzero(levels[:j] < levels[j])
+        if len(weaker):
+            np.minimum(out[:, j], out[:, weaker].min(axis=1), out=out[:, j])
+    return out
