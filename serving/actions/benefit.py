@@ -20,8 +20,8 @@ from serving.bundle import Bundle
 from serving.policy import ANY, Action, Policy
 
 LIKELY = 0.430727
-"""Standard errors from the estimate to the end that the truth is beyond in one of three cases, where `effects.BAD_END` is
-one of twenty: another carrier's effects are shrunken, so that their errors are not what is picked."""
+"""Standard errors from the estimate to the end that the truth is beyond in one of three cases, not in one of twenty as
+for `effects.BAD_END`: another carrier's effects are shrunken, so that their errors are not what is picked."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,169 @@
+"""Packing rules, what the handoff lacks, and protocols."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from pydantic import TypeAdapter
+from shops import Shop
+
+from serving.advice import Capacity
+from serving.policy import Policy
+from serving.schemas import Answer
+from serving.score import decide
+
+
+def test_nothing_is_recommended_that_breaks_a_packing_rule(shop: Shop) -> None:
+    asked = copy.deepcopy(shop.requests)
+    for i, request in enumerate(asked):
+        request["parcel"] |= {"package_type": "foam_box", "protection_level": 4.0, "void_fill_ratio": 0.9}
+        request["parcel"]["carrier"] = "alba"
+        request["order"]["channel"] = "app" if i % 2 else "web"
+    rules = [
+        {
+            "rule": "app in 2 or better",
+            "when": [{"field": "channel", "is": "app"}],
+            "require": [{"field": "protection_level", "at_least": 2}],
+        },
+        {
+            "rule": "alba alone takes foam",
+            "when": [{"field": "package_type", "is": "foam_box"}],
+            "require": [{"field": "carrier", "is": "alba"}],
+        },
+    ]
+
+    def advised(rules: list[dict[str, Any]]) -> tuple[Policy, list[dict[str, Any]]]:
+        def change(document: dict[str, Any]) -> None:
+            document["packages"]["foam_box"]["material_cost"] = 9.0
+            document["specification"] = rules
+
+        policy = shop.policy(change)
+        return policy, decide(shop.bundle, shop.snapshot, policy, asked)[0]
+
+    _, free = advised([])
+    policy, bound = advised(rules)
+    weak = {f"package:{p.name}" for p in policy.packages.values() if p.protection_level < 2}
+    assert any(body["advice"]["action"] in weak for body in free[1::2])
+    said = set()
+    for i, (was, body) in enumerate(zip(free, bound, strict=True)):
+        other = {o["action"] for o in body["actions"] if o["action"].startswith("carrier:")}
+        barred = {a for a in other if not a.startswith("carrier:alba/")} | (weak if i % 2 else set())
+        for option in body["actions"]:
+            said.add(option["why_not"])
+            if option["action"] in barred:
+                assert not option["recommended"]
+            else:
+                assert option["why_not"] != "it breaks a packing rule"
+        if was["advice"]["action"] not in barred:
+            assert body["advice"]["action"] == was["advice"]["action"]
+    assert "it breaks a packing rule" in said
+
+
+def test_rules_are_kept_or_broken_in_words(shop: Shop) -> None:
+    request = copy.deepcopy(shop.requests[0])
+    request["listings"] = [{"sku": "new", "fragility": 4.0}]
+    request["lines"] = [{"line_id": "1", "sku": "new"}]
+    request["parcel"] |= {"protection_level": 1.0, "package_type": "padded_mailer", "label_grade": "D"}
+    request["parcel"] |= {"documents_complete": False, "void_fill_ratio": 0.8}
+    request["order"] |= {"destination_country": "CH"}
+    for bundle, snapshot in (
+        (shop.bundle, shop.snapshot),
+        (None, shop.snapshot),
+        (shop.bundle, None),
+        (None, None),
+    ):
+        [body], [decision] = decide(bundle, snapshot, shop.policy(), [request])
+        TypeAdapter(Answer).validate_python(body)
+        broken = {v["field"]: (v["given"], v["required"]) for v in body["violations"]}
+        assert broken == {
+            "protection_level": (1.0, "protection_level at least 2"),
+            "label_grade": ("D", "label_grade at least C"),
+            "documents_complete": (False, "documents_complete is true"),
+        }
+        assert body["violations"][0]["text"].endswith("protection_level is 1, required is protection_level at least 2")
+        assert body["handoff"]["incomplete"][0]["column"] == "parcels.documents_complete"
+        assert decision["degraded"] == body["degraded"] == (bundle is None or snapshot is None)
+        if body["degraded"]:
+            assert (body["actions"], body["packages"], decision["arm"]) == ([], [], "none")
+            said = body["advice"]["text"]
+            assert said.endswith(
+                "(fragile goods in protection 2 or better; labels that scan; documents for abroad). "
+                "No advice: no model answers."
+            )
+
+    request["parcel"] |= {"protection_level": 2.0, "label_grade": "C", "documents_complete": True}
+    [body], _ = decide(shop.bundle, shop.snapshot, shop.policy(), [request])
+    assert body["violations"] == []
+    for column in ("protection_level", "label_grade", "documents_complete", "void_fill_ratio", "package_type"):
+        del request["parcel"][column]
+    [body], _ = decide(shop.bundle, shop.snapshot, shop.policy(), [request])
+    assert body["violations"] == []  # what is not known is missing, not broken
+    assert {"parcels.label_grade", "parcels.documents_complete"} <= {*body["handoff"]["missing"]}
+
+
+def test_words_do_not_say_there_is_nothing_to_do_where_a_rule_is_broken(shop: Shop) -> None:
+    """Whatever the reason that nothing is recommended: not worth it, withheld, no room, no model."""
+    rule = {"rule": "no bags", "require": [{"field": "package_type", "is": "none of these"}]}
+
+    def change(document: dict[str, Any]) -> None:
+        document |= {"specification": [rule], "least_benefit": 1e6}
+
+    def withheld_(document: dict[str, Any]) -> None:
+        document["specification"] = [rule]
+        for action in document["actions"].values():
+            action["randomize"] = 0.9
+
+    def full(document: dict[str, Any]) -> None:
+        document["specification"] = [rule]
+        for action in document["actions"].values():
+            action["capacity_per_day"] = 0
+
+    for changed, bundle, goes_on in (
+        (change, shop.bundle, "Beyond that nothing worth doing."),
+        (withheld_, shop.bundle, "Beyond that nothing to do."),
+        (full, shop.bundle, "Beyond that nothing to do, the day's capacity"),
+        (change, None, "No advice: no model answers."),
+    ):
+        bodies, _ = decide(bundle, shop.snapshot, shop.policy(changed), shop.requests, Capacity())
+        said = [b["advice"]["text"] for b in bodies if b["advice"]["action"] is None]
+        assert all(x.startswith("A packing rule is broken, mend that first (no bags). ") for x in said)
+        assert any(goes_on in x for x in said), (goes_on, said[:2])
+        assert not any("Nothing" in x for x in said)
+
+
+def test_the_handoff_is_complete_or_says_what_is_missing(shop: Shop) -> None:
+    request = copy.deepcopy(shop.requests[1])
+    request["parcel"] |= {"address_quality": 0.9, "documents_complete": True}
+
+    def change(document: dict[str, Any]) -> None:
+        document["handoff"]["columns"] += ["order_lines.quantity", "listings.weight_g", "orders.promised_to"]
+
+    policy = shop.policy(change)
+    [body], _ = decide(shop.bundle, shop.snapshot, policy, [request])
+    assert body["handoff"] == {"complete": True, "missing": [], "incomplete": []}
+    del request["order"]["promised_to"], request["lines"][0]["quantity"]
+    request["lines"][0]["sku"] = "nobody knows it"
+    request["parcel"]["address_quality"] = 0.3
+    [body], _ = decide(shop.bundle, shop.snapshot, policy, [request])
+    assert not body["handoff"]["complete"]
+    assert {*body["handoff"]["missing"]} == {"order_lines.quantity", "listings.weight_g", "orders.promised_to"}
+    [incomplete] = body["handoff"]["incomplete"]
+    assert incomplete["text"] == "the address is incomplete: quality 0.3, required is at least 0.5"
+
+
+def test_protocols_are_called_for_by_the_risk(shop: Shop) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["exceptions"]["late"]["at_least"] = 0.05
+        document["exceptions"]["returned"]["at_least"] = 0.1
+
+    bodies, _ = decide(shop.bundle, shop.snapshot, shop.policy(change), shop.requests)
+    called = 0
+    for body in bodies:
+        late = [x for x in body["exceptions"] if x["target"] == "late"]
+        assert bool(late) == (body["risks"]["late"]["probability"] >= 0.05)
+        assert all(x["steps"] == shop.document["exceptions"]["late"]["steps"] for x in late)
+        back = {x["line_id"] for x in body["exceptions"] if x["target"] == "returned"}
+        assert back == {x["line_id"] for x in body["returns"] if x["probability"] >= 0.1}
+        called += len(late) + len(back)
+    assert called
