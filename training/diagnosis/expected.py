@@ -10,9 +10,9 @@ it, by what they had beyond their expectation (out of fold), and how little of t
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
-import lightgbm
 import numpy as np
 import pandas as pd
 
@@ -99,6 +99,10 @@ def held_out(
     Returns:
         (n,) chances, and (m,) the mean of all models for the rows of no fold; NaN where a fold's rest holds one label.
     """
+    # Before LightGBM is loaded: see `training.models.fit`.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import lightgbm
+
     out = np.full(len(label), np.nan)
     extra = np.full((int(fold.max(initial=0)) + 1, 0 if also is None else len(also)), np.nan)
     for k in range(len(extra)):
