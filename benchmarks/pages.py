@@ -61,7 +61,9 @@ def drawn(parcels: int, products: int, rng: np.random.Generator) -> Iterator[tup
             "leg": np.where(late, leg, None),
             "whose": np.where(late, whose, None),
             "missed_cutoff": (rng.random(parcels) < 0.1).astype(int),
+            "backlog_hours": rng.gamma(4, 2, parcels),
             "label_grade": rng.choice(np.array(["A", "B", "C"], dtype=object), parcels),
+            "label_poor": (rng.random(parcels) < 0.05).astype(int),
             "documents_complete": (rng.random(parcels) < 0.97).astype(int),
         }
     )

@@ -76,12 +76,12 @@ PARCEL_TARGETS = ("late", "failed_attempt", "damaged", "undelivered")
 
 TABLES: dict[str, Spec] = {
     "parcels": Spec(
-        "a parcel that can be judged for one target at least",
+        "a parcel that can be judged for one target or one measure of its warehouse at least",
         _columns(
             text_1="parcel_id order_id",
             time_2="decided_at",
             date_3="week",
-            text_4="node shift carrier",
+            text_4="sku node shift carrier",
             key_4="service",
             text_5="service_given",
             key_5="region",
@@ -91,8 +91,9 @@ TABLES: dict[str, Spec] = {
             text_8="leg whose",
             number_8="hours_late",
             flag_9="missed_cutoff",
+            number_9="backlog_hours",
             text_10="label_grade",
-            flag_11="documents_complete",
+            flag_11="label_poor documents_complete",
             number_12="address_quality",
         ),
         (
@@ -100,7 +101,11 @@ TABLES: dict[str, Spec] = {
             ("parcel_id",),
             ("carrier", "service", "region", "decided_at", "whose", *PARCEL_TARGETS),
             ("carrier", "late", "whose"),
-            ("node", "shift", "decided_at", "missed_cutoff", "label_grade", "documents_complete", *PARCEL_TARGETS),
+            (
+                *("node", "shift", "decided_at", "missed_cutoff", "label_poor", "documents_complete", "backlog_hours"),
+                *PARCEL_TARGETS,
+            ),
+            ("sku", "package_type", "damaged"),
             ("late", "whose", "leg", "carrier", "service", "region", "node", "decided_at"),
             *((t, "carrier", "service", "region", "node", "decided_at") for t in PARCEL_TARGETS[1:]),
             ("package_type", "damaged"),

@@ -40,6 +40,7 @@ PAGES: dict[str, Callable[[Request], Response]] = {
     "/pack": station.page,
     "/pack/codes": station.codes,
     "/pack/shadow": shadow.page,
+    "/pack/shadow/parcels": shadow.parcels,
     "/listings": listings.overview,
     "/listings/product": listings.product,
     "/carriers": carriers.overview,

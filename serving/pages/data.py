@@ -28,6 +28,12 @@ def refused(refusal: Refused) -> Response:
     return Response(refusal.body(), refusal.status, headers, media_type=PROBLEM.decode())
 
 
+def unanswerable(error: QueryError) -> Response:
+    """A question that has no answer, as a problem+json answer that names what is wrong with it."""
+    fault = {n: getattr(error, n) for n in ("field", "message", "given", "allowed")}
+    return refused(Refused(400, str(error), errors=[fault]))
+
+
 def answered(answer: Callable[[Request, Diagnosis], Response]) -> Callable[[Request], Response]:
     """An endpoint that needs a diagnosis, with what cannot be answered as a problem+json."""
 
@@ -36,8 +42,7 @@ def answered(answer: Callable[[Request, Diagnosis], Response]) -> Callable[[Requ
         try:
             return answer(request, loaded(site))
         except QueryError as error:
-            fault = {n: getattr(error, n) for n in ("field", "message", "given", "allowed")}
-            return refused(Refused(400, str(error), errors=[fault]))
+            return unanswerable(error)
         except Refused as refusal:
             return refused(refusal)
         except ReplacedError:

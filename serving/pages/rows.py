@@ -31,7 +31,7 @@ def page(table: str) -> Callable[[Request], Response]:
             table, question.where, sort=question.sort if small else (), limit=question.limit, offset=question.offset
         )
         added = [
-            c for c, kind in known.columns.items() if c.startswith("expected") or c in ("value", "excess", "worth")
+            c for c in known.columns if c.startswith("expected") or c in ("value", "excess", "worth", "backlog_hours")
         ]
         sums = diagnosis.sums(table, added, question.where)[0] if small and total and added else {}
         columns = list(known.columns)

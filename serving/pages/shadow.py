@@ -6,7 +6,7 @@ Read from the ledger. Nothing was shown and nothing is measured: the worth is wh
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -14,13 +14,17 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.diagnosis import QueryError
 from serving.guard import Refused, later
 from serving.ledger.base import LedgerError
-from serving.pages.data import refused, written
+from serving.pages.data import refused, unanswerable, written
+from serving.pages.reading import whole_number
 from serving.pages.site import of
 
 SHOWN = 20
-"""Parcels on the page, those worth most; the CSV has all."""
+"""Parcels on the page, those worth most."""
+ROWS = 50
+"""Parcels of a page of all of them; the CSV has all at once."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,11 @@ def page(request: Request) -> Response:
         shadow = site.sources.shadow()
     except LedgerError:
         return site.render(request, "shadow.html", shadow=None, problem=True, status=503)
-    told = [] if shadow is None else [p for p in shadow.parcels if p.action is not None]
-    told.sort(key=lambda p: (-(p.net_benefit or 0.0), p.parcel_id))
+    told = [] if shadow is None else chosen(shadow, {"told": "1"})
     kinds: dict[str, list[Withheld]] = {}
     for parcel in told:
         kinds.setdefault(str(parcel.action), []).append(parcel)
-    actions = [(key, len(of_it), sum(p.net_benefit or 0.0 for p in of_it)) for key, of_it in kinds.items()]
+    actions = [(key, len(of_it), worth(of_it)) for key, of_it in kinds.items()]
     actions.sort(key=lambda a: (-a[2], a[0]))
     return site.render(
         request,
@@ -126,18 +129,72 @@ def page(request: Request) -> Response:
         told=told,
         most=told[:SHOWN],
         actions=actions,
-        worth=sum(a[2] for a in actions),
+        worth=worth(told),
+    )
+
+
+def parcels(request: Request) -> Response:
+    """The parcels that a number of the page is made of, by the page."""
+    site = of(request)
+    try:
+        shadow = site.sources.shadow()
+        asked = filters(request.query_params)
+        found = [] if shadow is None else chosen(shadow, asked)
+    except LedgerError:
+        return site.render(request, "shadow.html", shadow=None, problem=True, status=503)
+    except QueryError as error:
+        return site.render(request, "question.html", status=400, error=error)
+    offset = whole_number(request.query_params.get("offset"))
+    return site.render(
+        request,
+        "shadow_parcels.html",
+        shadow=shadow,
+        asked=asked,
+        rows=found[offset : offset + ROWS],
+        total=len(found),
+        offset=offset,
+        shown=ROWS,
+        worth=worth(found),
     )
 
 
 def table(request: Request) -> Response:
-    """The same as CSV: every parcel that was scanned, with what would have been said of it."""
+    """The same as CSV, whole."""
     try:
         shadow = of(request).sources.shadow()
+        rows = [] if shadow is None else chosen(shadow, filters(request.query_params))
     except LedgerError:
         return refused(Refused(503, "The ledger's database does not answer; ask again", headers=later(2)))
-    rows = [] if shadow is None or not shadow.over else shadow.parcels
+    except QueryError as error:
+        return unanswerable(error)
     head = ("parcel_id", "decided_at", "action", "expected_net_benefit")
     content = written([head, *((p.parcel_id, p.decided_at, p.action, p.net_benefit) for p in rows)])
     headers = {"Content-Disposition": 'attachment; filename="shadow.csv"'}
     return Response(content, media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def filters(query: Mapping[str, str]) -> dict[str, str]:
+    """Which parcels an address asks for: `action`, the key of what was to be done, and `told`, 1 or 0, whether there
+    was something. Raises QueryError."""
+    asked = {name: value for name, value in query.items() if name not in ("offset", "limit")}
+    for name, value in asked.items():
+        if name not in ("action", "told"):
+            raise QueryError(name, "is no column", value, "action, told, offset")
+        if name == "told" and value not in ("0", "1"):
+            raise QueryError(name, "is neither", value, "0 or 1")
+    return asked
+
+
+def chosen(shadow: Shadow, asked: Mapping[str, str]) -> list[Withheld]:
+    """The parcels asked for, those worth most first; none before the shadow is over."""
+    found = [
+        p
+        for p in (shadow.parcels if shadow.over else ())
+        if asked.get("action", p.action) == p.action and asked.get("told") in (None, "0" if p.action is None else "1")
+    ]
+    return sorted(found, key=lambda p: (-(p.net_benefit or 0.0), p.parcel_id))
+
+
+def worth(parcels: Iterable[Withheld]) -> float:
+    """What doing as was to be said was expected to be worth, in all."""
+    return sum(p.net_benefit or 0.0 for p in parcels if p.action is not None)

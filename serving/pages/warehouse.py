@@ -17,14 +17,14 @@ from serving.pages.site import of
 
 MEASURES: dict[str, dict[str, Any]] = {
     "missed_cutoff": {"missed_cutoff": 1},
-    "backlog_hours": {},
-    "label_poor": {},
+    "label_poor": {"label_poor": 1},
     "documents_missing": {"documents_complete": 0},
 }
-"""Measure -> what its parcels have in common, where a filter can say it."""
+"""Measure -> what its parcels have in common; of the others a column is added up."""
 KNOWN: dict[str, str] = {
     "missed_cutoff": "missed_cutoff",
-    "label_poor": "label_grade",
+    "backlog_hours": "backlog_hours",
+    "label_poor": "label_poor",
     "documents_missing": "documents_complete",
 }
 """Measure -> the column without which a parcel cannot be judged."""

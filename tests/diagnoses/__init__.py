@@ -41,6 +41,7 @@ def _parcels(rng: random.Random) -> Rows:
         legs = ("not packed in time", "waited for a pickup", "on the way", "at the door", "both")
         leg = rng.choices(legs, (1, 1, 6 if bad else 1, 1, 1))[0] if late else None
         missed = int(rng.random() < (0.3 if node == "south" else 0.1)) if n % 30 else None
+        grade = rng.choice(("A", "B", "C", None))
         whose = {"not packed in time": "ours", "waited for a pickup": "ours", "on the way": "carrier"}
         out.append(
             {
@@ -65,7 +66,9 @@ def _parcels(rng: random.Random) -> Rows:
                 "leg": leg,
                 "whose": None if leg is None else whose.get(leg, "cannot tell"),
                 "missed_cutoff": missed,
-                "label_grade": rng.choice(("A", "B", "C", None)),
+                "backlog_hours": 1.5 + n * 7 % 10 + (2 if node == "south" else 0) if n % 40 else None,
+                "label_grade": grade,
+                "label_poor": None if grade is None else int(grade == "C"),
                 "documents_complete": rng.choice((0, 1, 1, 1)),
                 "address_quality": round(rng.random(), 3),
             }
@@ -198,6 +201,10 @@ def shop() -> dict[str, Rows]:
     rng = random.Random(7)
     parcels = _parcels(rng)
     lines = _lines(rng, parcels)
+    for parcel in parcels:
+        inside = {x["sku"] for x in lines if x["parcel_id"] == parcel["parcel_id"]}
+        parcel["sku"] = inside.pop() if len(inside) == 1 else None
+    alone = [p for p in parcels if p["sku"] == LONG and p["package_type"] == "box_l"]
     products = _products(lines)
     targets = ("late", "failed_attempt", "damaged", "undelivered")
     weeks: Rows = []
@@ -223,10 +230,11 @@ def shop() -> dict[str, Rows]:
     readiness, readiness_weeks = [], []
     for node in NODES:
         for shift in ("early", "late", "night"):
-            for measure in ("missed_cutoff", "label_poor", "documents_missing"):
+            for measure in ("missed_cutoff", "backlog_hours", "label_poor", "documents_missing"):
                 known = {
                     "missed_cutoff": lambda p: p["missed_cutoff"],
-                    "label_poor": lambda p: None if p["label_grade"] is None else int(p["label_grade"] == "C"),
+                    "backlog_hours": lambda p: p["backlog_hours"],
+                    "label_poor": lambda p: p["label_poor"],
                     "documents_missing": lambda p: 1 - p["documents_complete"],
                 }[measure]
                 mine = [known(p) for p in parcels if p["node"] == node and p["shift"] == shift]
@@ -356,10 +364,10 @@ def shop() -> dict[str, Rows]:
                 "category": "lamps",
                 "package_type": "box_l",
                 "verdict": "over",
-                "parcels": 40,
-                "damaged": 1,
+                "parcels": len(alone),
+                "damaged": sum(p["damaged"] for p in alone),
                 "expected": 1.9,
-                "low": 0.4,
+                "low": 0.6 * sum(p["damaged"] for p in alone),
                 "high": 3.2,
                 "volume_use": 0.12,
                 "worth": 96.0,

@@ -1,12 +1,17 @@
 import asyncio
+import csv
+import html
+import io
+import re
 from collections.abc import Iterator
 from datetime import date
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
@@ -98,11 +103,49 @@ def test_afterwards_one_page_says_what_it_would_have_said_and_been_worth() -> No
     assert len(table) == 32 and table[0] == "parcel_id,decided_at,action,expected_net_benefit"
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from([None, "add_fill", "package:<i>&"]), st.floats(0, 99)), min_size=1, max_size=80)
+)
+@settings(max_examples=15, deadline=None)
+def test_every_number_leads_to_its_parcels_and_the_csv_is_the_table(told: list[tuple[Any, float]]) -> None:
+    parcels = [Withheld(f"P{i}", "2026-02-01T00:00:00Z", a, n if a else None) for i, (a, n) in enumerate(told)]
+    shadow = Shadow(date(2026, 3, 1), True, parcels, "EUR", False)
+    text = page(lambda: shadow).text
+    found = re.findall(r'<a class="n" href="([^"]*)">([^<]*)</a>', text)
+    assert len(found) == 4 + 2 * len({a for a, _ in told if a})
+    for href, shown in found:
+        at = urlsplit(urljoin("/pack/shadow", html.unescape(href)))
+        rows: list[list[str]] = []
+        following: str | None = f"{at.path}?{at.query}"
+        while following:
+            table = page(lambda: shadow, following).text
+            cells = [re.findall(r"<td[^>]*>(.*?)</td>", r) for r in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+            rows += [[html.unescape(re.sub("<[^>]*>", "", c)).strip() for c in r] for r in cells if r]
+            after = re.findall(r'rel="next" href="([^"]*)"', table)
+            following = urljoin(at.path, html.unescape(after[0])) if after else None
+        answer = page(lambda: shadow, f"/pack/shadow.csv?{at.query}").text
+        lines = list(csv.DictReader(io.StringIO(answer, newline="")))
+        assert [x["parcel_id"] for x in lines] == [r[0] for r in rows]
+        assert [x["action"] or "–" for x in lines] == [r[2] for r in rows]
+        worth = sum(float(x["expected_net_benefit"] or 0) for x in lines)
+        assert shown in (f"{len(lines):,}", f"EUR {worth:,.2f}")
+
+
+def test_what_no_parcel_can_be_asked_for_is_refused() -> None:
+    shadow = Shadow(date(2026, 3, 1), True, [], "EUR", False)
+    for query in ("?told=often", "?colour=red"):
+        assert page(lambda: shadow, f"/pack/shadow/parcels{query}").status_code == 400
+        refused = page(lambda: shadow, f"/pack/shadow.csv{query}")
+        assert (refused.status_code, refused.headers["content-type"]) == (400, "application/problem+json")
+    assert "No row is like that." in page(lambda: shadow, "/pack/shadow/parcels?action=x").text
+
+
 def test_before_the_day_nothing_is_told() -> None:
     shadow = Shadow(date(2199, 1, 1), False, [Withheld("P1", "2026-02-01T00:00:00Z", "add_fill", 9.5)], "EUR", False)
     text = page(lambda: shadow).text
     assert "Parcels scanned so far: 1." in text and "add_fill" not in text and "9.5" not in text
     assert len(page(lambda: shadow, "/pack/shadow.csv").text.splitlines()) == 1
+    assert "P1" not in page(lambda: shadow, "/pack/shadow/parcels").text
 
 
 def test_a_ledger_that_does_not_answer_is_said_so() -> None:

@@ -186,6 +186,8 @@ class TestPages:
         "/carriers?target=damaged",
         "/carriers/carrier?carrier=swift",
         "/warehouse",
+        "/warehouse?measure=backlog_hours",
+        "/warehouse?measure=label_poor",
         "/warehouse?measure=documents_missing",
     )
 
@@ -196,12 +198,25 @@ class TestPages:
         for href, shown in found:
             at = urlsplit(href)
             table = at.path.removeprefix("/rows/")
-            said = shop.get(f"{API}/{table}?{at.query}")
+            said = shop.get(f"{API}/{table}?{at.query}&limit=1000")
             assert said.status_code == 200, href
-            if table in ("parcels", "lines", "products", "corridors") and "label_grade" not in at.query:
+            rows, asked = said.json()["rows"], dict(parse_qsl(at.query))
+            if "sort" in asked:  # a column added up, the largest first
+                value = sum(r[asked["sort"].removeprefix("-")] for r in rows)
+                assert said.json()["total"] == len(rows) and rows, href
+                assert shown in (f"{value:,.1f}", f"{value:,.0f}", f"EUR {value:,.0f}"), href
+            elif table in ("parcels", "lines", "products", "corridors", "readiness"):
                 assert f"{said.json()['total']:,}" == shown, href
-            else:  # a figure of one row that holds it
-                assert said.json()["total"] >= 0
+            else:  # a figure of rows that hold it
+                assert rows or shown == "0", href
+
+    def test_no_figure_of_the_tables_stands_without_its_rows(self, shop: Http) -> None:
+        for path in ("/warehouse?measure=backlog_hours", "/warehouse?measure=label_poor", "/carriers", "/listings"):
+            linked = [href for href, _ in links(shop, path)]
+            cells = re.findall(r'<td class="figure">(.*?)</td>', shop.get(path).text)
+            counts = [c for c in cells if re.fullmatch(r"\s*[\d,]+\s*", c)]
+            assert linked and counts == [], path
+        assert "known=worth" in " ".join(href for href, _ in links(shop, "/"))
 
     def test_late_parcels_and_returns_add_up(self, shop: Http) -> None:
         text = re.sub(r"<[^>]*>", " ", shop.get("/listings").text)

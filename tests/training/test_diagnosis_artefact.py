@@ -81,6 +81,25 @@ def test_late_parcels_of_a_carrier_are_split_and_add_up(diagnosed: tuple[Path, s
     )
 
 
+def test_figures_of_warehouses_and_packages_are_made_of_the_parcels_beside_them(diagnosed: tuple[Path, str]):
+    t = read(diagnosed[0])
+    parcels, readiness, packaging = t["parcels"], t["readiness"], t["packaging"]
+    column = {"documents_missing": "documents_complete"}
+    assert set(readiness["measure"]) == {"missed_cutoff", "backlog_hours", "label_poor", "documents_missing"}
+    for _, row in readiness.iterrows():
+        same = (parcels[["node", "shift"]] == row[["node", "shift"]]).all(axis=1)
+        behind = parcels.loc[same, column.get(row["measure"], row["measure"])].dropna()
+        observed = (1 - behind if row["measure"] in column else behind).sum()
+        assert len(behind) == row["parcels"] and abs(observed - row["observed"]) < 1, dict(row)  # hours are told whole
+    assert len(packaging)
+    for _, row in packaging.head(50).iterrows():
+        same = (parcels[["sku", "package_type"]] == row[["sku", "package_type"]]).all(axis=1)
+        behind = parcels.loc[same, "damaged"].dropna()
+        assert (len(behind), behind.sum()) == (row["parcels"], row["damaged"])
+    several = t["lines"].groupby("parcel_id")["sku"].nunique().reindex(parcels["parcel_id"]).to_numpy() > 1
+    assert parcels.loc[several, "sku"].isna().all()
+
+
 def test_verdicts_are_three_and_intervals_hold_their_ratio(diagnosed: tuple[Path, str]):
     corridors = read(diagnosed[0])["corridors"]
     assert set(corridors["verdict"]) <= {"worse", "as expected", "cannot tell"}

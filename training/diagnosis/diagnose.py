@@ -20,7 +20,7 @@ from training.diagnosis.excess import BETTER, TOLD, by_legs, by_model, by_owner
 from training.diagnosis.legs import LEGS, legs
 from training.diagnosis.listings import changes, told
 from training.diagnosis.packaging import packaging
-from training.diagnosis.parcels import TARGETS, Parcels, judged, parcels_of
+from training.diagnosis.parcels import TARGETS, Parcels, alone, judged, parcels_of
 from training.diagnosis.parcels import table as parcel_table
 from training.diagnosis.products import products, set_aside, traits
 from training.diagnosis.reality import reality
@@ -110,7 +110,8 @@ def diagnose(
     document["corridors"], expected, shares = _corridors(
         parcels, failed, late, matrices, standards or {}, seed, progress, made, why
     )
-    made["parcels"] = parcel_table(facts, parcels, failed, expected, late, end)
+    measured, goods = measures(facts, parcels, end), alone(facts, parcels)
+    made["parcels"] = parcel_table(facts, parcels, failed, expected, late, measured, goods)
     why["parcels"] = why["corridor_weeks"] = "no parcel is old enough to judge"
     made["corridor_weeks"] = corridor_weeks(made["parcels"], TARGETS)
     counts = late["leg"].value_counts()
@@ -146,7 +147,6 @@ def diagnose(
     made["lines"] = lines.drop(columns="row")
     progress("warehouses, packaging, departures from forecasts")
     made["changes"], why["changes"] = changes(facts, lines, end, CONFIDENCE, rng)
-    measured = measures(facts, parcels, end)
     made["readiness"], made["readiness_weeks"], why["readiness"] = readiness(parcels, measured, CONFIDENCE)
     why["readiness_weeks"] = why["readiness"]
     values = _values(matrices, parcels)
@@ -154,7 +154,9 @@ def diagnose(
     decided = parcels.decided_at
     years = max((end - decided.min()) / (365 * DAY), 1 / 365) if len(decided) else 1.0
     money = lines.groupby("sku")["value"].mean() / years
-    made["packaging"], why["packaging"] = packaging(facts, parcels, failed["damaged"], filled, money, CONFIDENCE, rng)
+    made["packaging"], why["packaging"] = packaging(
+        facts, parcels, goods, failed["damaged"], filled, money, CONFIDENCE, rng
+    )
     made["excess"] = _excess(late, lines, failed, values, shares, rng)
     why["excess"] = "nothing has failed that can be judged"
     made["spikes"] = _spikes(parcels, failed, expected, measured, made["readiness_weeks"], lines, settings.timezone)

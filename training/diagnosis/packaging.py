@@ -26,6 +26,7 @@ COLUMNS = ("sku", "category", "package_type", "verdict", "parcels", "damaged", "
 def packaging(
     facts: Facts,
     parcels: Parcels,
+    goods: Array,
     damaged: Array,
     volume: Array,
     money: pd.Series[float],
@@ -38,6 +39,7 @@ def packaging(
     Args:
         facts: the dataset, joined.
         parcels: the parcels.
+        goods: (n,) from `training.diagnosis.parcels.alone`.
         damaged: (n,) from `training.diagnosis.parcels.judged`.
         volume: (n,) share of the package that the products fill, NaN where it is not known.
         money: what a damaged parcel of each product costs a year: its goods' value by the years of the data.
@@ -51,22 +53,14 @@ def packaging(
     package = rows["parcels", "package_type"][parcels.row]
     if absent(package).all():
         return pd.DataFrame(), "no parcel says what it was packed in"
+    keep = (goods != "") & ~np.isnan(damaged) & ~absent(package)
     line = np.flatnonzero(facts.rows.line_parcel >= 0)
-    sku, names = pd.factorize(level["order_lines", "sku"][line])
-    parcel = facts.rows.line_parcel[line]
-    low = np.full(rows.n, len(names), dtype=np.int64)
-    high = np.full(rows.n, -1, dtype=np.int64)
-    np.minimum.at(low, parcel, sku)
-    np.maximum.at(high, parcel, sku)
-    one = (low == high) & (high >= 0)
-    category = np.full(len(names), None, dtype=object)
-    category[sku] = level["listings", "category"][line]
-    keep = one[parcels.row] & ~np.isnan(damaged) & ~absent(package)
-    of = high[parcels.row[keep]]
+    of = pd.Series(level["listings", "category"][line], level["order_lines", "sku"][line], dtype=object)
+    category = of[~of.index.duplicated(keep="last")].reindex(goods[keep]).to_numpy(object)
     frame = pd.DataFrame(
         {
-            "sku": np.asarray(names, dtype=object)[of],
-            "category": np.where(absent(category[of]), "", category[of]),
+            "sku": goods[keep],
+            "category": np.where(absent(category), "", category),
             "package_type": package[keep],
             "damaged": damaged[keep],
             "volume": volume[keep],

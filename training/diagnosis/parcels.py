@@ -111,9 +111,10 @@ def table(
     failed: Mapping[str, Array],
     expected: Mapping[str, Array],
     late: pd.DataFrame,
-    as_of: np.datetime64,
+    measured: Mapping[str, Array],
+    goods: Array,
 ) -> pd.DataFrame:
-    """A row per parcel that can be judged for one target at least.
+    """A row per parcel that can be judged for one target, or for one measure of its warehouse, at least.
 
     Args:
         facts: the dataset, joined.
@@ -121,11 +122,11 @@ def table(
         failed: per target (n,), from `judged`.
         expected: per target (n,), what others would have had; NaN where nobody can say.
         late: a row per late parcel, from `training.diagnosis.legs.legs`.
-        as_of: what was known then.
+        measured: per measure (n,), from `training.diagnosis.warehouse.measures`.
+        goods: (n,) from `alone`.
     """
     rows = facts.rows.parcels
-    missed, known = facts.outcomes["handover"].label(as_of)
-    keep = ~np.isnan(np.stack([failed[t] for t in TARGETS])).all(axis=0)
+    keep = ~np.isnan(np.stack([*(failed[t] for t in TARGETS), *measured.values()])).all(axis=0)
     row = parcels.row[keep]
     out = pd.DataFrame(
         {
@@ -133,13 +134,16 @@ def table(
             "order_id": parcels.order_id[keep],
             "decided_at": parcels.decided_at[keep],
             "week": parcels.week[keep],
+            "sku": goods[keep],
             **{name: parcels.places[name][keep] for name in ("node", "shift", "carrier", "service", "service_given")},
             "region": parcels.places["region"][keep],
             "package_type": rows["parcels", "package_type"][row],
             **{t: failed[t][keep] for t in TARGETS},
             **{f"expected_{t}": expected[t][keep] for t in TARGETS if t in expected},
-            "missed_cutoff": np.where(known[row], missed[row].astype(np.float64), np.nan),
+            "missed_cutoff": measured["missed_cutoff"][keep],
+            "backlog_hours": measured["backlog_hours"][keep],
             "label_grade": rows["parcels", "label_grade"][row],
+            "label_poor": measured["label_poor"][keep],
             "documents_complete": rows["parcels", "documents_complete"][row],
             "address_quality": rows["parcels", "address_quality"][row],
         }
@@ -150,6 +154,19 @@ def table(
         values[at] = late[name].to_numpy()
         out[name] = values
     return out
+
+
+def alone(facts: Facts, parcels: Parcels) -> Array:
+    """The product of each parcel that holds no other, "" of all others, (n,) object."""
+    line = np.flatnonzero(facts.rows.line_parcel >= 0)
+    sku, names = pd.factorize(facts.rows.lines["order_lines", "sku"][line])
+    parcel = facts.rows.line_parcel[line]
+    low = np.full(facts.rows.parcels.n, len(names), dtype=np.int64)
+    high = np.full(facts.rows.parcels.n, -1, dtype=np.int64)
+    np.minimum.at(low, parcel, sku)
+    np.maximum.at(high, parcel, sku)
+    of = np.where(low == high, high, -1)[parcels.row]
+    return np.append(np.asarray(names, dtype=object), "")[of]
 
 
 def text(values: Array) -> Array:
