@@ -12,7 +12,7 @@ import logging
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +24,8 @@ from features.arrays import Array, absent, local
 from features.rows import Rows
 from features.treated import COLUMNS
 from features.vocabulary import TARGETS
-from serving.actions import TRUST, Options, fact, goods_value
-from serving.policy import ANY, Policy, Rule
+from serving.actions import TRUST, Options, fact, goods_value, incomplete
+from serving.policy import ANY, Policy
 
 WORDS: dict[str, str] = {
     "late": "late",
@@ -229,7 +229,7 @@ class Advisor:
         read = {c.field for rule in policy.specification for c in (*rule.when, *rule.require)}
         self._facts = {field: fact(rows, policy, self.value, field) for field in read}
         self._missing = {column: self._absent(column) for column in policy.handoff}
-        self._documents = p["parcels", "documents_complete"].tolist()
+        self._incomplete = incomplete(rows, policy)
         self._address = p["parcels", "address_quality"].tolist()
         self._day = local(p.decided_at, rows.zone).astype("datetime64[D]")
 
@@ -251,41 +251,34 @@ class Advisor:
     def violations(self, row: int) -> list[dict[str, Any]]:
         """The packing rules a parcel breaks."""
         out = []
+        facts = {field: found[row] for field, found in self._facts.items()}
         for rule in self.policy.specification:
-            if all(c.met(self._facts[c.field][row]) for c in rule.when):
-                out += list(self._broken(rule, row))
-        return out
-
-    def _broken(self, rule: Rule, row: int) -> Iterator[dict[str, Any]]:
-        for condition in rule.require:
-            given = self._facts[condition.field][row]
-            if condition.met(given) is False:
-                said = (
-                    json.dumps(given)
-                    if isinstance(given, bool)
-                    else f"{given:g}"
-                    if isinstance(given, float)
-                    else given
+            for condition in rule.unmet(facts):
+                given = facts[condition.field]
+                said = json.dumps(given) if isinstance(given, bool) else given
+                said = f"{given:g}" if isinstance(given, float) else said
+                out.append(
+                    {
+                        "rule": rule.rule,
+                        "field": condition.field,
+                        "given": given,
+                        "required": str(condition),
+                        "text": f"{rule.rule}: {condition.field} is {said}, required is {condition}",
+                    }
                 )
-                yield {
-                    "rule": rule.rule,
-                    "field": condition.field,
-                    "given": given,
-                    "required": str(condition),
-                    "text": f"{rule.rule}: {condition.field} is {said}, required is {condition}",
-                }
+        return out
 
     def handoff(self, row: int) -> dict[str, Any]:
         """What the carrier needs to know of a parcel and does not."""
         missing = [column for column, none in self._missing.items() if none[row]]
-        incomplete = []
-        if self._documents[row] == 0.0:
-            incomplete.append({"column": "parcels.documents_complete", "given": False, "text": "documents are missing"})
-        quality, least = self._address[row], self.policy.least_address_quality
-        if quality < least:
+        lacks: list[dict[str, Any]] = []
+        if self._incomplete["documents_complete"][row]:
+            lacks.append({"column": "parcels.documents_complete", "given": False, "text": "documents are missing"})
+        if self._incomplete["address_quality"][row]:
+            quality, least = self._address[row], self.policy.least_address_quality
             text = f"the address is incomplete: quality {quality:g}, required is at least {least:g}"
-            incomplete.append({"column": "parcels.address_quality", "given": quality, "text": text})
-        return {"complete": not missing and not incomplete, "missing": missing, "incomplete": incomplete}
+            lacks.append({"column": "parcels.address_quality", "given": quality, "text": text})
+        return {"complete": not missing and not lacks, "missing": missing, "incomplete": lacks}
 
     def exceptions(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The protocols that the risks of an answer call for."""
@@ -359,7 +352,12 @@ class Advisor:
         rungs = [] if view is None else self._ladder(view, key)
         body["packages"] = [rung for rung in rungs if not (held and rung["recommended"])]
         named = None if key is None else policy.action(key)
-        propensity = 1.0 if named is None else 1.0 - named.randomize if asking.shown else 0.0
+        demanded = chosen is not None and o is not None and bool(o.demanded[row, chosen])
+        propensity = 1.0
+        if named is not None and not asking.shown:
+            propensity = 0.0
+        elif named is not None and not demanded:
+            propensity = 1.0 - named.randomize
         body["advice"] = {
             "decision_id": decision_id,
             "action": None if held else key,
@@ -398,6 +396,7 @@ class Advisor:
             "action": key,
             "arm": body["advice"]["arm"],
             "propensity": propensity,
+            "demanded": demanded,
             "shown": asking.shown,
             "net_benefit": None if chosen is None or view is None else view.benefit[chosen],
             "before": self._before(row),
@@ -417,8 +416,9 @@ class Advisor:
     ) -> tuple[int | None, bool, list[int]]:
         """The first action worth doing that there is room for, whether it is withheld, and those without room before.
 
-        The control arm takes no room, but is drawn only where there is some. What is not shown does take it: it tells
-        what would have been advised in a day.
+        What a rule or the handoff demands is not drawn: the control arm would be told to do it all the same. That arm
+        takes no room, but is drawn only where there is some. What is not shown does take it: it tells what would have
+        been advised in a day.
         """
         full: list[int] = []
         may = [] if self.options is None else self.options.open[row].tolist()
@@ -427,7 +427,8 @@ class Advisor:
             if self.options.benefit[row, k] <= max(self.options.least[k], asking.least_benefit) or not may[k]:
                 continue
             key, day = self._key(k), str(self._day[row])
-            held = asking.shown and withheld(self.policy, key, parcel_id)
+            drawn = not self.options.demanded[row, k] and withheld(self.policy, key, parcel_id)
+            held = asking.shown and drawn
             if capacity is None or capacity.take(self.policy, key, day, parcel_id, do=not held):
                 return k, held or not asking.shown, full
             full.append(k)

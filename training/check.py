@@ -93,6 +93,7 @@ COST_OF_ABSENCE: dict[str, str] = {
     "returns.refund_value": "returns cannot be costed; no model uses it so far",
     "decisions.action": "no decision recommends anything",
     "decisions.propensity": "effects cannot be measured: nobody knows how the lot was drawn",
+    "decisions.demanded": "why an action was not left to chance is not known",
     "decisions.done": "whether advice is followed is not known",
     "decisions.before": "parcels an action has changed cannot be trained on as they were before it",
     "decisions.known_at": "what was done is taken to be known with the decision",

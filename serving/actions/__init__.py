@@ -13,18 +13,20 @@ An action shifts the log-odds of a target, z_after = z_before + shift. What is k
 
 Benefit is money: what failures cost times the change of their probabilities, less what the action costs.
 
-    parcels    what money and rules read of a parcel
+    parcels    what a parcel is worth, weighs and measures, and how it is sent
     book       a policy as arrays
     packages   the parcel in every package: the ladder
     services   the parcel with every other carrier and service
     effects    what each action does to the risks
-    benefit    what that is worth: `weigh`
+    rules      packing rules and the handoff: what they forbid, and what they ask for whatever it is worth
+    benefit    what an action is worth: `weigh`
 """
 
 from serving.actions.benefit import Options, spent, weigh
 from serving.actions.effects import ASSUMED, ESTIMATED, MEASURED, PROTECTED, TRUST
 from serving.actions.packages import Ladder
-from serving.actions.parcels import Parcels, fact, goods_value
+from serving.actions.parcels import Parcels, goods_value
+from serving.actions.rules import fact, incomplete
 
 __all__ = [
     "ASSUMED",
@@ -37,6 +39,7 @@ __all__ = [
     "Parcels",
     "fact",
     "goods_value",
+    "incomplete",
     "spent",
     "weigh",
 ]

@@ -14,10 +14,11 @@ from features.vocabulary import TARGETS
 from serving.actions.book import Book
 from serving.actions.effects import ESTIMATED, moved
 from serving.actions.packages import Ladder, other_packages
-from serving.actions.parcels import Parcels, fact
+from serving.actions.parcels import Parcels
+from serving.actions.rules import breaks, demanded
 from serving.actions.services import other_services, rescored
 from serving.bundle import Bundle
-from serving.policy import ANY, Action, Policy
+from serving.policy import Action, Policy
 
 LIKELY = 0.430727
 """Standard errors from the estimate to the end that the truth is beyond in one of three cases, not in one of twenty as
@@ -45,6 +46,8 @@ class Options:
             of many estimates is too good to be true, and protection is taken away only where the bad end is worth it.
             False also for another service of a carrier that is less likely than two to one to be worth anything.
         breaks: (n, K) another package or service with which the parcel breaks a packing rule that reads it.
+        demanded: (n, K) it changes what a broken packing rule, or the handoff, tells the packer to mend: that is done
+            whatever it is worth, so it is not left to chance.
         parcels, ladder: what it was made from, for the answer.
         line_parcel: (l,) the parcel of each line.
     """
@@ -64,6 +67,7 @@ class Options:
     least: Array
     safe: Array
     breaks: Array
+    demanded: Array
     parcels: Parcels
     ladder: Ladder
     line_parcel: Array
@@ -172,7 +176,8 @@ def weigh(
         benefit=benefit,
         least=least,
         safe=~doubtful | (benefit - doubt > 0.0),
-        breaks=_breaks(book, rows, parcels),
+        breaks=breaks(book, rows, parcels),
+        demanded=demanded(book, rows, parcels),
         parcels=parcels,
         ladder=ladder,
         line_parcel=rows.line_parcel,
@@ -221,28 +226,3 @@ def _factor(policy: Policy, parcels: Parcels) -> Array:
     """How many times as much a failure of each parcel costs, (n,)."""
     tiers = np.array([*(t.factor for t in policy.tiers), 1.0])
     return tiers[parcels.tier] * np.where(parcels.business, policy.business_factor, 1.0)
-
-
-def _breaks(book: Book, rows: Rows, parcels: Parcels) -> Array:
-    """Whether a parcel would break a packing rule that reads what an action changes, (n, K) bool.
-
-    Of another package that is its name and its protection, of another service the carrier and the service.
-    """
-    n = rows.parcels.n
-    out = np.zeros((n, len(book.keys)), dtype=bool)
-    packages = [{"package_type": p.name, "protection_level": p.protection_level} for p in book.packages]
-    services = [{"carrier": t.carrier, "service": None if t.service == ANY else t.service} for t in book.tariffs]
-    for at, changed in ((book.boxes, packages), (book.services, services)):
-        if at.stop == at.start:
-            continue
-        fields = changed[0].keys()
-        for rule in book.policy.specification:
-            read = {c.field for c in (*rule.when, *rule.require)}
-            if not read & fields:
-                continue
-            known = {field: fact(rows, book.policy, parcels.value, field) for field in read}
-            for row in range(n):
-                given = {field: found[row] for field, found in known.items()}
-                if all(c.met(given[c.field]) for c in rule.when if c.field not in fields):
-                    out[row, at] |= [rule.broken(given | change) for change in changed]
-    return out

@@ -1,14 +1,12 @@
-"""What money and rules read of a parcel."""
+"""What a parcel and its goods are worth, weigh and measure, and how it is sent."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from features.arrays import Array
-from features.contracts import TABLES
 from features.rows import Rows
 from serving.policy import Policy
 
@@ -83,29 +81,3 @@ class Parcels:
             distance_km=p["parcels", "distance_km"],
             sides=np.stack([p["parcels", side] for side in SIDES], axis=1),
         )
-
-
-def fact(rows: Rows, policy: Policy, value: Array, field: str) -> list[Any]:
-    """A field of the packing rules for every parcel, None where it is not known.
-
-    Args:
-        rows: the parcels.
-        policy: says what is abroad.
-        value: of the goods of each parcel, (n,).
-        field: one of `serving.policy.FIELDS`.
-    """
-    p = rows.parcels
-    if field == "fragility":
-        found: list[Any] = rows.per_parcel(rows.lines["listings", "fragility"], "max").tolist()
-    elif field == "value":
-        found = value.tolist()
-    elif field == "abroad":
-        home = policy.home_countries
-        countries = p["orders", "destination_country"].tolist()
-        return [None if c is None else bool(home) and c not in home for c in countries]
-    else:
-        table = next(t for t in ("parcels", "orders") if field in TABLES[t].names)
-        found = p[table, field].tolist()
-        if TABLES[table][field].kind == "flag":
-            return [None if v != v else bool(v) for v in found]
-    return [None if v != v else v for v in found]

@@ -198,7 +198,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         ),
         "randomize": Key(
             "number",
-            "share of the parcels it is worth it for that do not get it, to measure what it does",
+            "share of the parcels it is worth it for that do not get it, to measure what it does; none of those for "
+            "which a packing rule or the handoff asks for it",
             "share",
             high=0.9,
             default=0.0,

@@ -148,8 +148,13 @@ class Rule:
 
     def broken(self, given: Mapping[str, Any]) -> bool:
         """Whether it holds for a parcel of which these fields are known, and is not met."""
-        holds = all(c.met(given.get(c.field)) for c in self.when)
-        return holds and any(c.met(given.get(c.field)) is False for c in self.require)
+        return bool(self.unmet(given))
+
+    def unmet(self, given: Mapping[str, Any]) -> tuple[Condition, ...]:
+        """What it requires and a parcel of which these fields are known does not meet; none where it does not hold."""
+        if not all(c.met(given.get(c.field)) for c in self.when):
+            return ()
+        return tuple(c for c in self.require if c.met(given.get(c.field)) is False)
 
 
 @dataclass(frozen=True)

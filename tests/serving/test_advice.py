@@ -230,6 +230,7 @@ def test_a_decision_says_what_it_was_made_of(shop: Shop) -> None:
         "action": body["advice"]["action"],
         "arm": body["advice"]["arm"],
         "propensity": 1.0,
+        "demanded": False,
         "shown": True,
         "net_benefit": max(o["net_benefit"] for o in body["actions"]) if body["advice"]["action"] else None,
         "before": {

@@ -6,15 +6,18 @@ import asyncio
 import json
 import os
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import tomli_w
 from pydantic import TypeAdapter
 
 from features.dataset import Dataset
+from serving.advice import withheld
 from serving.policy import Policy
 from serving.schemas import EXAMPLE, Answer
 from training.policy import draft
@@ -144,6 +147,30 @@ def test_a_changed_policy_is_taken_up_and_a_broken_one_refused(
 
     replace(file, text)
     until(lambda: digest() == Policy.parse(text).digest)
+
+
+def test_what_a_broken_rule_demands_is_in_no_lot(
+    advising: Any, request_: dict[str, Any], text: str, file: Path
+) -> None:
+    document = tomllib.loads(text)
+    effects = {"late": {"odds_ratio": 0.5, "source": "assumed"}}
+    fix_label = {"cost": 0.0, "owner": "packing", "randomize": 0.9, "least_benefit": 0.0, "effects": effects}
+    document |= {"actions": {"fix_label": fix_label}, "least_benefit": 0.0}
+    changed = Policy.parse(tomli_w.dumps(document))
+    replace(file, tomli_w.dumps(document))
+
+    def asked(i: int, grade: str) -> dict[str, Any]:
+        parcel = request_["parcel"] | {"parcel_id": f"lot{i}", "label_grade": grade}
+        return dict(advising.http.post("/v1/risk", json=request_ | {"parcel": parcel}).json())
+
+    until(lambda: bool(asked(0, "F")["policy"] == changed.digest))
+    for i in range(20):
+        broken, kept = asked(i, "F")["advice"], asked(i, "C")["advice"]  # "labels that scan" asks for C or better
+        assert (broken["action"], broken["arm"], broken["propensity"]) == ("fix_label", "act", 1.0)
+        held = withheld(changed, "fix_label", f"lot{i}")
+        assert (kept["arm"], kept["propensity"]) == ("control" if held else "act", pytest.approx(0.1))
+    replace(file, text)
+    until(lambda: bool(asked(0, "F")["policy"] == Policy.parse(text).digest))
 
 
 def test_rules_and_handoff_need_no_model(

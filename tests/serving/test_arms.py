@@ -15,7 +15,7 @@ import pytest
 import tomli_w
 from shops import Shop
 
-from serving.advice import Capacity, withheld
+from serving.advice import Asking, Capacity, withheld
 from serving.policy import Policy
 from serving.score import decide
 
@@ -59,6 +59,8 @@ def test_a_parcel_of_the_control_arm_is_shown_nothing_to_do(shop: Shop) -> None:
         if action is None:
             assert (decision["arm"], decision["propensity"]) == ("none", 1.0)
             continue
+        if decision["demanded"]:
+            continue
         assert decision["propensity"] == body["advice"]["propensity"] == pytest.approx(0.1)
         assert decision["arm"] == ("control" if withheld(random, action, decision["parcel_id"]) else "act")
         assert action in {o["action"] for o in decision["actions"]}
@@ -78,6 +80,64 @@ def test_a_parcel_of_the_control_arm_is_shown_nothing_to_do(shop: Shop) -> None:
             assert [rung["package"] for rung in body["packages"]] == [*random.packages]
     assert seen == {"act", "control", "none"}
     assert "package" in kinds
+
+
+def test_what_a_rule_or_the_handoff_demands_is_not_left_to_chance(shop: Shop) -> None:
+    """Where the answer tells the packer to mend what an action changes, that is not withheld; elsewhere it is."""
+
+    def change(document: dict[str, Any]) -> None:
+        for action in document["actions"].values():
+            action["randomize"] = 0.9
+        document["handoff"]["least_address_quality"] = 0.6
+        document["specification"] = [
+            {
+                "rule": "fill dear parcels",
+                "when": [{"field": "value", "at_least": 40}],
+                "require": [{"field": "void_fill_ratio", "at_least": 0.5}, {"field": "fragility", "at_most": 1}],
+            },
+            {"rule": "labels", "require": [{"field": "label_grade", "at_least": "B"}]},
+            {
+                "rule": "boxes",
+                "when": [{"field": "fragility", "at_least": 2}],
+                "require": [{"field": "protection_level", "at_least": 3}],
+            },
+        ]
+
+    # What of a parcel an action changes, told apart from the code by the answer's own words.
+    fields = {
+        "package": {"package_type", "protection_level"},
+        "carrier": {"carrier", "service"},
+        "add_fill": {"void_fill_ratio"},
+        "fix_label": {"label_grade"},
+        "complete_documents": {"parcels.documents_complete"},
+        "confirm_address": {"parcels.address_quality"},
+    }
+    random = shop.policy(change)
+    requests = copy.deepcopy(shop.requests)
+    for i, request in enumerate(requests):
+        now = {"documents_complete": i % 5 > 0, "address_quality": 0.3 + 0.02 * i, "label_grade": "ABCDF"[i % 5]}
+        request["parcel"] |= now
+    bodies, decisions = decide(shop.bundle, shop.snapshot, random, requests)
+    seen: set[tuple[str, bool]] = set()
+    for body, decision in zip(bodies, decisions, strict=True):
+        key = decision["action"]
+        if key is None:
+            assert decision["demanded"] is False
+            continue
+        told = {v["field"] for v in body["violations"]} | {x["column"] for x in body["handoff"]["incomplete"]}
+        kind = key.partition(":")[0]
+        demanded = bool(told & fields.get(kind, set()))
+        assert decision["demanded"] is demanded, (key, told)
+        held = not demanded and withheld(random, key, decision["parcel_id"])
+        assert decision["arm"] == body["advice"]["arm"] == ("control" if held else "act")
+        assert decision["propensity"] == body["advice"]["propensity"] == pytest.approx(1.0 if demanded else 0.1)
+        assert body["advice"]["action"] == (None if held else key)
+        seen.add((kind, demanded))
+    assert {("package", True), ("package", False)} <= seen, seen
+    assert len({kind for kind, demanded in seen if demanded}) >= 3, seen
+    hidden, recorded = decide(shop.bundle, shop.snapshot, random, requests, asking=Asking(shown=False))
+    assert {d["propensity"] for d in recorded if d["action"] is not None} == {0.0}, "in shadow mode nothing is done"
+    assert {b["advice"]["action"] for b in hidden} == {None}
 
 
 def test_what_a_day_has_no_room_for_is_not_recommended(shop: Shop) -> None:
@@ -109,7 +169,7 @@ def test_what_a_day_has_no_room_for_is_not_recommended(shop: Shop) -> None:
 def test_the_control_arm_takes_no_room(shop: Shop) -> None:
     def change(document: dict[str, Any]) -> None:
         action = document["actions"]["add_fill"] | {"cost": 0.0, "capacity_per_day": 2, "randomize": 0.5}
-        document |= {"actions": {"add_fill": action}, "least_benefit": 0.0, "salt": salt}
+        document |= {"actions": {"add_fill": action}, "least_benefit": 0.0, "salt": salt, "specification": []}
 
     for salt in "0123456789":  # noqa: B007
         policy = shop.policy(change)

@@ -24,6 +24,7 @@ from serving.score import decide
 from training.cli import main
 from training.policy import draft
 
+FRAGILE = [{"field": "fragility", "at_least": 2}]
 NOW = datetime(2025, 12, 30, tzinfo=UTC)  # before the extract: what is reported later is not known yet
 
 
@@ -47,6 +48,8 @@ def test_what_the_service_decided_comes_back_as_a_trial(trained: Any, tmp_path: 
     dataset = Dataset.open(trained.dataset)
     stated = tomllib.loads(draft(dataset))
     stated["actions"] = {"add_fill": stated["actions"]["add_fill"] | {"randomize": 0.4}}
+    filled = [{"field": "void_fill_ratio", "at_least": 0.3}]
+    stated["specification"] = [{"rule": "fragile goods do not rattle", "when": FRAGILE, "require": filled}]
     policy = Policy.parse(tomli_w.dumps(stated))
     tables = dataset.tables
     parcels = tables["parcels"].sort_values("packed_at").iloc[6_000:6_500]
@@ -60,11 +63,15 @@ def test_what_the_service_decided_comes_back_as_a_trial(trained: Any, tmp_path: 
         }
         for p in parcels.to_dict("records")
     ]
-    _, decided = decide(Bundle.load(trained.bundle), Snapshot.load(trained.snapshot), policy, asked)
+    answers, decided = decide(Bundle.load(trained.bundle), Snapshot.load(trained.snapshot), policy, asked)
     again = decide(Bundle.load(trained.bundle), Snapshot.load(trained.snapshot), policy, asked[:50])[1]
-    advised = [d for d in decided if d["arm"] == "act"]
+    demanded = [d for d in decided if d["demanded"]]
+    advised = [d for d in decided if d["arm"] == "act" and not d["demanded"]]
     withheld = [d for d in decided if d["arm"] == "control"]
-    assert len(advised) > 20 and len(withheld) > 10
+    assert len(advised) > 20 and len(withheld) > 10 and len(demanded) > 10
+    assert {(d["arm"], d["propensity"]) for d in demanded} == {("act", 1.0)}
+    broken = {b["parcel_id"] for b in answers if b["violations"]}
+    assert {d["parcel_id"] for d in demanded} == {d["parcel_id"] for d in decided if d["action"]} & broken
 
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     recorder = Recorder(url, paths(tmp_path), clock=lambda: NOW)
@@ -93,9 +100,17 @@ def test_what_the_service_decided_comes_back_as_a_trial(trained: Any, tmp_path: 
     told = document["actions"]["add_fill"]
     assert told["parcels"] == {"act": len(advised), "control": len(withheld)}
     assert told["propensity"] == {"low": 0.6, "high": 0.6}
-    assert told["decisions"]["asked_again"] == sum(d["arm"] != "none" for d in again)
+    drawn_again = [d for d in again if d["arm"] != "none" and not d["demanded"]]
+    assert told["decisions"]["asked_again"] == len(drawn_again)
+    assert told["decisions"]["demanded"] == len(demanded) + sum(d["demanded"] for d in again)
+    assert told["decisions"]["not_drawn"] == told["decisions"]["demanded"]
     assert told["decisions"]["in_both_arms"] == told["decisions"]["not_in_dataset"] == 0
     assert told["arms"]["evidence"] < 1_000 and told["decisions"]["after_handover"] == 0
     assert told["adherence"]["done"] == 6 and told["adherence"]["nothing"] == 4
     assert told["override_reasons"] == {"no time": 4}
     assert told["answer"] == "cannot tell yet"
+    assert f"{told['decisions']['demanded']} of them asked for by a packing rule or the handoff" in run("effect", shop)
+    table = pd.read_parquet(shop / "decisions.parquet")
+    table[table["demanded"].astype(bool)].to_parquet(shop / "decisions.parquet")
+    alone = json.loads(run("effect", shop, "--json"))["actions"]["add_fill"]
+    assert alone["answer"] == "not randomized" and "never left to chance" in alone["why"]

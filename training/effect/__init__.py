@@ -201,7 +201,7 @@ def _decisions(tables: Tables, rows: Rows, end: np.datetime64) -> pd.DataFrame:
     table = tables["decisions"]
     n = len(table["decision_id"])
     nothing: dict[str, Array] = {
-        **dict.fromkeys(("action", "done", "override_reason"), np.full(n, None, dtype=object)),
+        **dict.fromkeys(("action", "done", "override_reason", "demanded"), np.full(n, None, dtype=object)),
         "propensity": np.full(n, np.nan),
         "known_at": np.full(n, NAT),
     }
@@ -274,6 +274,7 @@ class _Trial:
         split = pd.Series(mixed).groupby(orders.to_numpy()).nunique() if len(there) else pd.Series(dtype=int)
         counts = {
             "not_drawn": int((~every["lot"]).sum()),
+            "demanded": int((every["demanded"] == 1).sum()),
             "after_handover": len(lots) - len(in_time),
             "asked_again": len(in_time) - len(first),
             "in_both_arms": int((both > 1).sum()),
@@ -314,6 +315,9 @@ class _Trial:
             return {"answer": "cannot tell yet", "why": why}
         logged = self.every["propensity"].notna().any()
         why = "it was never withheld by lot (its propensity is 1)" if logged else "no propensity is on record"
+        if self.counts["demanded"] == len(self.every):
+            why = "a packing rule or the handoff asked for it every time, so it was never left to chance"
+            return {"answer": "not randomized", "why": f"nothing is estimated: {why}"}
         return {
             "answer": "not randomized",
             "why": f"nothing is estimated: {why}; set `randomize` for it in the policy",

@@ -126,14 +126,15 @@ class _Weighed:
     benefit: Array  # -inf where it may not be recommended
     saving: Array
     cost: Array
+    demanded: Array
 
     @staticmethod
     def of(o: Options) -> _Weighed:
-        return _Weighed(o.keys, o.least, np.where(o.open, o.benefit, -np.inf), o.saving, o.cost)
+        return _Weighed(o.keys, o.least, np.where(o.open, o.benefit, -np.inf), o.saving, o.cost, o.demanded)
 
     @staticmethod
     def joined(parts: list[_Weighed]) -> _Weighed:
-        whole = (np.concatenate([getattr(p, f) for p in parts]) for f in ("benefit", "saving", "cost"))
+        whole = (np.concatenate([getattr(p, f) for p in parts]) for f in ("benefit", "saving", "cost", "demanded"))
         return _Weighed(parts[0].keys, parts[0].least, *whole)
 
 
@@ -182,7 +183,7 @@ class _Decided:
         for k, key in enumerate(w.keys):
             action = policy.action(key)
             if action is not None and action.randomize:
-                able = np.flatnonzero(np.isfinite(worth[:, k]))
+                able = np.flatnonzero(np.isfinite(worth[:, k]) & ~w.demanded[:, k])
                 acted[able, k] = [not withheld(policy, key, parcel) for parcel in ids[able].tolist()]
         enough, spared = _enough(worth, w.least, acted, limits, day)
         best, thrifty = _most(worth, w, acted, limits, day)

@@ -1,0 +1,109 @@
+"""Packing rules and the handoff: what would break a rule, and what they ask for whatever it is worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from features.arrays import Array
+from features.contracts import TABLES
+from features.rows import Rows
+from features.treated import COLUMNS
+from serving.actions.book import Book
+from serving.actions.parcels import SIDES, Parcels
+from serving.policy import ANY, Policy
+
+MENDS: dict[str, tuple[str, ...]] = {
+    **{kind: (column,) for kind, column in COLUMNS.items()},
+    "package": ("package_type", "protection_level", *SIDES),
+    "carrier": ("carrier", "service"),
+}
+"""Kinds of action, and the fields of a parcel that they change."""
+
+
+def fact(rows: Rows, policy: Policy, value: Array, field: str) -> list[Any]:
+    """A field of the packing rules for every parcel, None where it is not known.
+
+    Args:
+        rows: the parcels.
+        policy: says what is abroad.
+        value: of the goods of each parcel, (n,).
+        field: one of `serving.policy.FIELDS`.
+    """
+    p = rows.parcels
+    if field == "fragility":
+        found: list[Any] = rows.per_parcel(rows.lines["listings", "fragility"], "max").tolist()
+    elif field == "value":
+        found = value.tolist()
+    elif field == "abroad":
+        home = policy.home_countries
+        countries = p["orders", "destination_country"].tolist()
+        return [None if c is None else bool(home) and c not in home for c in countries]
+    else:
+        table = next(t for t in ("parcels", "orders") if field in TABLES[t].names)
+        found = p[table, field].tolist()
+        if TABLES[table][field].kind == "flag":
+            return [None if v != v else bool(v) for v in found]
+    return [None if v != v else v for v in found]
+
+
+def breaks(book: Book, rows: Rows, parcels: Parcels) -> Array:
+    """Whether a parcel would break a packing rule that reads what an action changes, (n, K) bool.
+
+    Of another package that is its name and its protection, of another service the carrier and the service.
+    """
+    n = rows.parcels.n
+    out = np.zeros((n, len(book.keys)), dtype=bool)
+    packages = [{"package_type": p.name, "protection_level": p.protection_level} for p in book.packages]
+    services = [{"carrier": t.carrier, "service": None if t.service == ANY else t.service} for t in book.tariffs]
+    for at, changed in ((book.boxes, packages), (book.services, services)):
+        if at.stop == at.start:
+            continue
+        fields = changed[0].keys()
+        for rule in book.policy.specification:
+            read = {c.field for c in (*rule.when, *rule.require)}
+            if not read & fields:
+                continue
+            known = {field: fact(rows, book.policy, parcels.value, field) for field in read}
+            for row in range(n):
+                given = {field: found[row] for field, found in known.items()}
+                if all(c.met(given[c.field]) for c in rule.when if c.field not in fields):
+                    out[row, at] |= [rule.broken(given | change) for change in changed]
+    return out
+
+
+def incomplete(rows: Rows, policy: Policy) -> dict[str, Array]:
+    """Where a column is known and not good enough for the handoff, (n,) bool each."""
+    p = rows.parcels
+    return {
+        "documents_complete": p["parcels", "documents_complete"] == 0.0,
+        "address_quality": p["parcels", "address_quality"] < policy.least_address_quality,
+    }
+
+
+def demanded(book: Book, rows: Rows, parcels: Parcels) -> Array:
+    """Whether each action changes what a broken packing rule requires, or the handoff lacks, (n, K) bool.
+
+    The answer tells the packer of those, advice or not. Whether the action would meet the rule does not matter: who is
+    told to mend the label mends it.
+    """
+    n = rows.parcels.n
+    kinds = [key.partition(":")[0] for key in book.keys]
+    able = {field for kind in kinds for field in MENDS.get(kind, ())}
+    wrong = incomplete(rows, book.policy)
+    for rule in book.policy.specification:
+        asked = {c.field for c in rule.require} & able
+        if not asked:
+            continue
+        read = {c.field for c in (*rule.when, *rule.require)}
+        known = {field: fact(rows, book.policy, parcels.value, field) for field in read}
+        for row in range(n):
+            for condition in rule.unmet({field: found[row] for field, found in known.items()}):
+                wrong.setdefault(condition.field, np.zeros(n, dtype=bool))[row] = True
+    out = np.zeros((n, len(book.keys)), dtype=bool)
+    for k, kind in enumerate(kinds):
+        for field in MENDS.get(kind, ()):
+            if field in wrong:
+                out[:, k] |= wrong[field]
+    return out
