@@ -421,14 +421,15 @@ def _json(content: Any) -> Any:
 
 
 def _changes(sku: str) -> list[dict[str, Any]] | None:
-    """The recorded changes of a listing, for the pages; None if the ledger does not answer."""
+    """The recorded changes of a listing that count, for the pages; None if the ledger does not answer."""
     recorder = live().recorder
     if recorder is None:
         return []
     from serving.ledger import LedgerError
+    from serving.ledger.reports import standing
 
     try:
-        return recorder.database.changes(sku)
+        return standing(recorder.database.changes(sku))
     except LedgerError as error:
         logger.error("changes of a listing cannot be read: %s", error)
         return None

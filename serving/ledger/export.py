@@ -50,7 +50,7 @@ def export(database: Database, out: Path, journal: Path | None = None) -> Export
     """
     decisions: list[Mapping[str, Any]] = []
     reports: list[Record] = []
-    changes: list[Mapping[str, Any]] = []
+    changes: list[Record] = []
     gone, waiting = 0, set() if journal is None else kept(journal)  # looked at first: what is delivered meanwhile is in
     for record in database.records():
         if record.kind == "decision":
@@ -60,15 +60,14 @@ def export(database: Database, out: Path, journal: Path | None = None) -> Export
         elif record.kind == "decision":
             decisions.append(record.body)
         elif record.kind == "change":
-            known = max(record.recorded_at, record.body["changed_at"])
-            changes.append({**record.body, "known_at": known})
+            changes.append(record)
         else:
             reports.append(record)
     reports = current(reports)
     told = {r.decision_id: r for r in reports if done(r)}
     rows: dict[str, list[dict[str, Any]]] = {"decisions": [], "events": [], "returns": [], "changes": []}
     rows["decisions"] = [_decision(d, told.get(d["decision_id"])) for d in decisions]
-    rows["changes"] = [{name: c.get(name) for name in TABLES["changes"].names} for c in changes]
+    rows["changes"] = [_change(r, r.body) for r in current(changes) if r.body is not None]
     for report in reports:
         body = report.body
         assert body is not None
@@ -84,6 +83,11 @@ def export(database: Database, out: Path, journal: Path | None = None) -> Export
     for name, content in rows.items():
         write_frame(_frame(name, content), Path(out) / f"{name}.parquet")
     return Exported({name: len(content) for name, content in rows.items()}, gone, len(waiting))
+
+
+def _change(record: Record, body: Mapping[str, Any]) -> dict[str, Any]:
+    told = {**body, "known_at": max(record.recorded_at, body["changed_at"])}
+    return {name: told.get(name) for name in TABLES["changes"].names}
 
 
 def _decision(decision: Mapping[str, Any], report: Record | None) -> dict[str, Any]:

@@ -54,12 +54,17 @@ def report(change: Change, path: str, content: Mapping[str, Any], now: datetime)
         LookupError: there is no such decision.
     """
     kind, fields = PATHS[path]
+    if "sku" in content:
+        kind = "change"  # a change's withdrawal is one, too: it names nobody, and must stay as long as the change
     name = ("report", content["key"])
     known = change.find(*name)
     if known is not None:
         _same(kind, fields, content, known)
         return _receipt(content, known)
     if kind == "change":
+        wrong = content.get("withdraws")
+        if wrong is not None and wrong not in {c["key"] for c in standing(change.changes(content["sku"]))}:
+            raise _conflict(fields, "withdraws", content, "the key of a change of this product that still counts")
         change.append([Entry(kind, name, stamp(now), content, listing=content["sku"])])
         recorded = change.find(*name)
         assert recorded is not None
@@ -109,10 +114,16 @@ def subject(decision: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def current(records: Iterable[Record]) -> list[Record]:
-    """Outcomes and overrides that count: they can be read, and no later report corrects or withdraws them."""
+    """Outcomes, overrides and changes that count: they can be read, and no later report corrects or withdraws them."""
     readable = [(r, r.body) for r in records if r.body is not None]
     gone = {body[name] for _, body in readable for name in ("corrects", "withdraws") if name in body}
-    return [r for r, body in readable if body["key"] not in gone and r.kind != "withdrawal"]
+    return [r for r, body in readable if body["key"] not in gone and "withdraws" not in body]
+
+
+def standing(changes: Iterable[Record]) -> list[dict[str, Any]]:
+    """What the changes of listings that count say, the latest first."""
+    said = [r.body for r in current(changes) if r.body is not None]
+    return sorted(said, key=lambda body: str(body["changed_at"]), reverse=True)
 
 
 def done(record: Record) -> bool:

@@ -16,7 +16,8 @@ AHEAD = timedelta(minutes=2)
 """A report's time may be this far ahead of our clock: two clocks never agree."""
 
 _KEY = Column("key", "id", "names this report: sent again with the same key, it is recorded once", required=True)
-_DECISION = Column("decision_id", "id", "the decision it is about, from the answer's advice", required=True)
+_ABOUT = "the decision it is about, from the answer's advice"
+_DECISION = Column("decision_id", "id", _ABOUT, required=True)
 _ACTION_HELP = "such as package:<package_type>, carrier:<carrier>/<service> or add_fill; null: nothing was done"
 _CORRECTS = Column("corrects", "id", "key of an earlier report about the same parcel that this one replaces")
 
@@ -51,8 +52,9 @@ WITHDRAWAL = Fields(
     "That an earlier report was wrong, and nothing is to stand in its place",
     (
         _KEY,
-        _DECISION,
-        Column("withdraws", "id", "key of the earlier report about the same parcel", required=True),
+        Column("decision_id", "id", f"{_ABOUT}; not where a change of a listing is withdrawn"),
+        Column("sku", "id", "the product, where a change of its listing is withdrawn; no decision_id then"),
+        Column("withdraws", "id", "key of the earlier report about the same parcel or product", required=True),
         Column("reason", "id", "why", required=True),
     ),
 )
@@ -151,6 +153,10 @@ def read(path: str, body: bytes, now: datetime) -> dict[str, Any]:
         for name, only in (("line_id", RETURNED), ("action", DONE)):
             if name in content and content["kind"] != only:
                 faults.append(fields.fault(name, f"does not go with kind {content['kind']}", content[name], only))
+    if kind == "withdrawal" and ("sku" in content) == ("decision_id" in content):
+        given = content.get("decision_id")
+        allowed = "either the decision of the report, or the sku of the listing that was not changed"
+        faults.append(fields.fault("decision_id", "or sku, one of the two, must be given", given, allowed))
     if faults:
         raise fields.refusal(*faults)
     return content

@@ -359,14 +359,10 @@ class Database:
             for row in connection.execution_options(yield_per=1000).execute(query).mappings():
                 yield opener.record(row)
 
-    def changes(self, sku: str) -> list[dict[str, Any]]:
-        """The changes of a product's listing, as reported, the latest first. Raises LedgerError."""
-        about = self.secrets.pseudonym("listing", sku)
-        query = OPENED.where(RECORDS.c.parcel == about, RECORDS.c.kind == "change").order_by(RECORDS.c.seq.desc())
+    def changes(self, sku: str) -> list[Record]:
+        """The changes of a product's listing and their withdrawals, in the order of the chain. Raises LedgerError."""
         with self.reading() as connection:
-            opener = Opener(self.secrets)
-            found = [opener.record(row).body for row in connection.execute(query).mappings()]
-        return sorted((b for b in found if b is not None), key=lambda b: str(b["changed_at"]), reverse=True)
+            return _changes(connection, self.secrets, Opener(self.secrets), sku)
 
 
 class Opener:
@@ -503,6 +499,10 @@ class Change:
         rows = self._connection.execute(query.order_by(RECORDS.c.seq)).mappings()
         return [self._opener.record(row) for row in rows]
 
+    def changes(self, sku: str) -> list[Record]:
+        """The changes of a product's listing and their withdrawals, in the order of the chain."""
+        return _changes(self._connection, self._secrets, self._opener, sku)
+
     def erase(self, subject: tuple[str, str], at: str) -> int:
         """Destroy the key of a customer (or order), and record that. Returns how many records lost their content."""
         pseudonym = self._secrets.pseudonym(*subject)
@@ -527,6 +527,12 @@ class Change:
             self._connection.execute(RECORDS.update().where(*old).values(body=None))
             self.append([Entry("retention", ("retention", before, at), at, {"before": before, "records": count})])
         return count
+
+
+def _changes(connection: sa.Connection, secrets: Secrets, opener: Opener, sku: str) -> list[Record]:
+    about = secrets.pseudonym("listing", sku)
+    query = OPENED.where(RECORDS.c.parcel == about, RECORDS.c.kind == "change").order_by(RECORDS.c.seq)
+    return [opener.record(row) for row in connection.execute(query).mappings()]
 
 
 def owner(key_id: int, subject: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
@@ -78,8 +79,11 @@ def product(request: Request, diagnosis: Diagnosis) -> Response:
             **around(diagnosis, site.texts),
         )  # fmt: skip
     changes = diagnosis.rows("changes", Where({"sku": sku}), sort="-changed_at", limit=20)
+    recorded = site.sources.changes(sku)
+    keys = {_same(r): r["key"] for r in recorded or ()}
     for at, change in enumerate(changes):  # one change's before ends where the one before it has its after
         change["before_one"] = changes[at - 1]["changed_at"] if at else None
+        change["key"] = keys.get(_same(change))
         change["after_one"] = changes[at + 1]["changed_at"] if at + 1 < len(changes) else None
     drivers = diagnosis.rows("drivers", Where({"sku": sku}), sort="-share", limit=12)
     reasons = diagnosis.sums("lines", ["value"], Where({"sku": sku, "returned": 1}), by=["counted", "reason", "owner"])
@@ -93,9 +97,10 @@ def product(request: Request, diagnosis: Diagnosis) -> Response:
         reasons=reasons,
         returns=set_aside(diagnosis, {"sku": sku}),
         changes=changes,
-        recorded=pending(site.sources.changes(sku), changes),
+        recorded=pending(recorded, changes),
         can_record=site.sources.status().ledger and "/v1/changes" in site.sources.endpoints,
         done=_day(request.query_params.get("recorded")),
+        withdrawn=_day(request.query_params.get("withdrawn")),
         **around(diagnosis, site.texts),
     )
 
@@ -111,5 +116,10 @@ def pending(recorded: list[dict[str, Any]] | None, changes: list[Row]) -> list[d
     """Changes that were recorded and that the diagnosis does not know yet; None: the ledger does not answer."""
     if recorded is None:
         return None
-    known = {(str(c["changed_at"])[:10], c["what"]) for c in changes}
-    return [r for r in recorded if (str(r["changed_at"])[:10], r["what"]) not in known]
+    known = {_same(c) for c in changes}
+    return [r for r in recorded if _same(r) not in known]
+
+
+def _same(change: Mapping[str, Any]) -> tuple[str, Any]:
+    """By what a change in the ledger is known again in a diagnosis."""
+    return str(change["changed_at"])[:10], change["what"]

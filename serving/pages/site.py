@@ -62,8 +62,8 @@ class Sources:
         endpoints: path -> method of everything that is answered.
         diagnosis: the one that is served, None if there is none.
         diagnosis_problem: why the one that is published is not served, None if it is or none is.
-        changes: of a product's listing, as recorded, the latest first: `changed_at` and `what`; None if the ledger does
-            not answer.
+        changes: of a product's listing, as recorded and not withdrawn, the latest first: `key`, `changed_at` and
+            `what`; None if the ledger does not answer.
         shadow: of the packing station's shadow mode; None if there is none. Raises LedgerError.
     """
 

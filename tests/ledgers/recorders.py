@@ -18,6 +18,7 @@ from serving.ledger.schemas import read
 from serving.ledger.verify import verify
 
 OUTCOMES, OVERRIDES, WITHDRAWALS = "/v1/outcomes", "/v1/overrides", "/v1/withdrawals"
+CHANGES = "/v1/changes"
 
 
 class Clock:

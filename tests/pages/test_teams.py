@@ -64,6 +64,13 @@ def test_the_worst_listing_is_found_read_exported_and_its_change_recorded(
     change = page.locator("article.change", has_text="size table of the brand")
     assert "Too early" in change.inner_text()
     assert "Better" not in change.inner_text()
+    axe(page)
+    page.get_by_label("What was changed").fill("by mistake")
+    page.get_by_role("button", name="Record the change").click()
+    mistake = page.locator("article.change", has_text="by mistake")
+    mistake.get_by_role("button", name="I did not change this").click()
+    page.get_by_text("Withdrawn: the change of").wait_for()
+    assert mistake.count() == 0 and change.count() == 1
 
     report = {"key": "k1", "sku": BEST["sku"], "changed_at": "2026-11-03T00:00:00Z", "what": "photos"}
     first = service.http.post("/v1/changes", json=report)

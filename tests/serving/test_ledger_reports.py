@@ -10,13 +10,14 @@ from typing import Any
 import pandas as pd
 import pytest
 from ledgers.load import NOW, decision
-from ledgers.recorders import OUTCOMES, OVERRIDES, WITHDRAWALS, happened, refused, sound, tell
+from ledgers.recorders import CHANGES, OUTCOMES, OVERRIDES, WITHDRAWALS, happened, refused, sound, tell
 
 from serving import ledger
 from serving.ledger import Recorder
 from serving.ledger.export import export
+from serving.ledger.reports import standing
 from serving.ledger.schemas import read
-from serving.ledger.upkeep import erase
+from serving.ledger.upkeep import erase, retain
 from serving.schemas import Invalid
 
 
@@ -95,6 +96,44 @@ def test_a_contradiction_is_refused_and_a_correction_is_not(told: Recorder, firs
     assert refused(409, happened, told, "k3", "d1", first, "2026-03-01T11:31:00Z", **line(first))
     wrong = refused(409, happened, told, "k3", "d1", first, corrects="k1", **line(first))
     assert "still counts" in wrong.detail
+
+
+def test_a_change_of_a_listing_is_withdrawn_and_stays_so(
+    told: Recorder, make: Callable[..., Recorder], tmp_path: Path
+) -> None:
+    def changed(key: str, sku: str, what: str = "photos") -> Any:
+        return tell(told, CHANGES, key=key, sku=sku, what=what, changed_at="2026-02-01T00:00:00Z")
+
+    def undo(recorder: Recorder, key: str, sku: str, wrong: str, reason: str = "not changed") -> Any:
+        return tell(recorder, WITHDRAWALS, key=key, sku=sku, withdraws=wrong, reason=reason)
+
+    for key, sku in (("c1", "A"), ("c2", "A"), ("c3", "B")):
+        changed(key, sku)
+    receipt = undo(told, "u1", "A", "c1")
+    assert undo(told, "u1", "A", "c1") == receipt and set(receipt) == {"key", "recorded_at", "seq", "hash"}
+    assert changed("c1", "A")["key"] == "c1", "what was recorded stays so"
+    # What is another product's, was never recorded, is withdrawn or is itself a withdrawal cannot be withdrawn.
+    for sku, wrong in (("A", "c3"), ("A", "nix"), ("A", "c1"), ("A", "u1"), ("C", "c1")):
+        said = refused(409, undo, told, "u2", sku, wrong)
+        assert [e["field"] for e in said.errors or []] == ["withdraws"]
+    assert "reason" in refused(409, undo, told, "u1", "A", "c1", "another").detail
+    assert "withdraws" in refused(409, undo, told, "c2", "A", "c2").detail, "a key is used once"
+    happened(told, "k1", "d1", "lost")
+    refused(409, undo, told, "u2", "A", "k1")
+    refused(409, withdraw, told, "w1", "d1", "c2")
+    assert [c["key"] for c in standing(told.database.changes("A"))] == ["c2"]
+    told.clock.now += timedelta(days=90)  # type: ignore[attr-defined]
+    assert retain(told.database, told.paths, 20, told.clock()) > 0
+    told.close()
+    again = make()
+    assert [c["key"] for c in standing(again.database.changes("A"))] == ["c2"], "neither passes away"
+    assert sound(again).ok
+    assert export(again.database, tmp_path / "out").rows["changes"] == 2
+    assert pd.read_parquet(tmp_path / "out" / "changes.parquet")["sku"].tolist() == ["A", "B"]
+    for both in ({}, {"sku": "A", "decision_id": "d1"}):
+        with pytest.raises(Invalid) as wrong_one:
+            read(WITHDRAWALS, json.dumps({"key": "u", "withdraws": "c2", "reason": "r", **both}).encode(), NOW)
+        assert wrong_one.value.errors[0]["field"] == "decision_id"
 
 
 def withdraw(recorder: Recorder, key: str, name: str, wrong: str) -> Any:
