@@ -9,7 +9,7 @@ means over the seeds; intervals are 95 % t intervals of that mean.
     coverage    share of the 90 % intervals that hold the true ratio: corridors against what their parcels' other
                 carriers would do with them, products against comparable ones
     power       planted faults found: the corridor, the warehouse, the listings (products of a misleading brand with a
-                line sold while it misled), and after how many days a departure was seen
+                line sold while it misled), sudden faults of busy places (scenario `sudden`), and after how many days
     false       what is called worse and is not: a ratio of no more than 1 (of a product: in all and for its reason)
 
 `--time` diagnoses a dataset once and prints seconds and the peak of memory. `--write` puts the table into
@@ -24,6 +24,8 @@ import resource
 import sys
 import tempfile
 import time
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +41,51 @@ from training.diagnosis.diagnose import Diagnosis, diagnose  # noqa: E402
 from training.diagnosis.parcels import TARGETS  # noqa: E402
 from training.world import Scenario, generate, shipped  # noqa: E402
 from training.world.oracle import Oracle  # noqa: E402
-from training.world.scenario import RETURN_REASONS  # noqa: E402
+from training.world.scenario import RETURN_REASONS, Fault  # noqa: E402
 
 PAGE = ROOT / "docs" / "diagnosis.md"
-SCENARIOS = ("plain", "bad_corridor", "bad_handoffs_good_carrier", "sole_carrier", "misleading_listings", "null")
+SCENARIOS = ("bad_corridor", "bad_handoffs_good_carrier", "sole_carrier", "misleading_listings", "null", "sudden")
 DAYS = 14
 """A departure that began so many days before the planted day, or later, is of the fault."""
+
+REFERENCES = 32
+"""Other lines that each line is held against for its true ratio: with fewer, what is left of chance in it is more than
+the intervals of large products are wide."""
+
+SUDDEN = replace(
+    Scenario(),
+    name="sudden",
+    words="four things break on a day, where much goes through",
+    faults=(
+        Fault("noon", "pickup", "all collect earlier in Dortmund", {"node": "dortmund"}, date(2025, 9, 1), 4.0),
+        Fault("printer", "printer", "a printer fails in Hamburg", {"node": "hamburg"}, date(2025, 6, 2), 2.2),
+        Fault(
+            "hub",
+            "corridor",
+            "alba closed its hub in North Rhine-Westphalia",
+            {"carrier": "alba", "destination_region": "DE-NW"},
+            date(2025, 8, 4),
+            0.8,
+        ),
+        Fault(
+            "strike",
+            "skips",
+            "drivers of alba pass by in Bavaria",
+            {"carrier": "alba", "destination_region": "DE-BY"},
+            date(2025, 10, 6),
+            0.5,
+        ),
+    ),
+)
+"""Where something breaks suddenly in busy places, for what is seen of it within days."""
+
+SEEN_IN = {"pickup": "missed_cutoff", "printer": "label_poor", "corridor": "late", "skips": "failed_attempt"}
+"""The series in which a fault shows."""
+
+
+def scenarios() -> dict[str, Scenario]:
+    """All that can be measured, by name."""
+    return {**shipped(), SUDDEN.name: SUDDEN}
 
 
 def corridors(found: Diagnosis, oracle: Oracle) -> dict[str, float]:
@@ -85,7 +126,7 @@ def listings(found: Diagnosis, oracle: Oracle) -> dict[str, float]:
     lines, products = found.tables["lines"], found.tables["products"]
     if "ratio" not in products:
         return {}
-    true = oracle.listings().set_index("line_id").loc[lines["line_id"]].reset_index(drop=True)
+    true = oracle.listings(REFERENCES).set_index("line_id").loc[lines["line_id"]].reset_index(drop=True)
     back = lines[lines["returned"]].merge(oracle.returns(), on="line_id")
     reasons = sorted({r for r in back.loc[back["counted"], "reason"]})
     said = pd.crosstab(back["true_reason"], back["reason"].where(back["counted"], ""), normalize="index")
@@ -142,15 +183,7 @@ def planted(found: Diagnosis, scenario: Scenario) -> dict[str, float]:
         if dated:
             off = abs((most["since"].iloc[0] - pd.Timestamp(fault.since)).days)
             out["planted corridor: days the date is off"] = float(off)
-        seen = spikes[(spikes["kind"] == "corridor") & (spikes["target"] == "late")] if len(spikes) else spikes
-        key = f"{place['carrier']}|{place['destination_region']}"
-        if len(seen):
-            late = pd.to_datetime(seen["began"]) >= pd.Timestamp(fault.since) - pd.Timedelta(days=DAYS)
-            seen = seen[(seen["key"] == key) & late]
-        out["power: the planted corridor departs from its forecast (%)"] = 100 * float(len(seen) > 0)
-        if len(seen):
-            days = (pd.to_datetime(seen["alarm"]).min() - pd.Timestamp(fault.since)).days
-            out["planted corridor: days of parcels to the alarm"] = float(days)
+        out |= departures(spikes, fault, "planted corridor")
     for fault in (*scenario.faults_of("printer"), *scenario.faults_of("pickup")):
         measure = "label_poor" if fault.kind == "printer" else "missed_cutoff"
         mine = ready[(ready["node"] == fault.where["node"]) & (ready["measure"] == measure)]
@@ -177,11 +210,29 @@ def planted(found: Diagnosis, scenario: Scenario) -> dict[str, float]:
     return out
 
 
+def departures(spikes: pd.DataFrame, fault: Fault, name: str) -> dict[str, float]:
+    """Whether a fault was seen as a departure from a forecast, and after how many days of parcels."""
+    kind, of = ("node", ("node",)) if "node" in fault.where else ("corridor", ("carrier", "destination_region"))
+    key, found = "|".join(fault.where[c] for c in of), spikes
+    if len(found):
+        late = pd.to_datetime(found["began"]) >= pd.Timestamp(fault.since) - pd.Timedelta(days=DAYS)
+        same = (found["kind"] == kind) & (found["target"] == SEEN_IN[fault.kind]) & (found["key"] == key)
+        found = found[same & late]
+    out = {f"power: {name} departs from its forecast (%)": 100 * float(len(found) > 0)}
+    if len(found):
+        days = (pd.to_datetime(found["alarm"]).min() - pd.Timestamp(fault.since)).days
+        out[f"{name}: days of parcels to the alarm"] = float(days)
+    return out
+
+
 def measured(scenario: Scenario, parcels: int, seed: int) -> dict[str, float]:
     """All figures of one shop."""
     with tempfile.TemporaryDirectory() as folder:
         shop = generate(Path(folder) / "shop", parcels=parcels, seed=seed, scenario=scenario)
         found = diagnose(Dataset.open(shop), seed=0)
+        if scenario is SUDDEN:
+            seen = [departures(found.tables["spikes"], f, f"sudden {f.kind}") for f in scenario.faults]
+            return {name: value for each in seen for name, value in each.items()}
         oracle = Oracle.open(shop)
         return corridors(found, oracle) | listings(found, oracle) | planted(found, scenario)
 
@@ -222,7 +273,7 @@ def table(summary: dict[str, dict[str, tuple[float, float, float]]], head: str) 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", nargs="+", default=list(SCENARIOS), choices=list(shipped()))
+    parser.add_argument("--scenario", nargs="+", default=list(SCENARIOS), choices=list(scenarios()))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--parcels", type=int, default=20_000)
     parser.add_argument("--json", type=Path)
@@ -236,7 +287,7 @@ def main() -> int:
     found: dict[str, list[dict[str, float]]] = {s: [] for s in args.scenario}
     for seed in range(args.seeds):
         for name, figures in found.items():
-            figures.append(measured(shipped()[name], args.parcels, seed))
+            figures.append(measured(scenarios()[name], args.parcels, seed))
             print(f"{time.monotonic() - began:7.1f} s  {name}, seed {seed}", file=sys.stderr, flush=True)
             if args.json:
                 args.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -13,7 +13,7 @@ from training.diagnosis.corridors import corridors, since, trial
 from training.diagnosis.expected import Cases
 from training.diagnosis.legs import LEGS, legs
 from training.diagnosis.products import named
-from training.diagnosis.shrink import Doubt, ratios
+from training.diagnosis.shrink import DRAWS, Doubt, ratios
 from training.labels import labels
 
 WORDS = {
@@ -112,7 +112,7 @@ def test_doubt_about_what_was_expected_makes_intervals_wider():
     width = []
     for spread in (0.01, 0.5):
         rng = np.random.default_rng(0)
-        doubt = Doubt(rng.gamma(spread**-2, spread**2, (4_000, 3)), np.arange(3))
+        doubt = Doubt(rng.gamma(spread**-2, spread**2, (DRAWS, 3)), np.arange(3))
         low, high = np.quantile(ratios(observed, due, rng, doubt=doubt), [0.05, 0.95], axis=0)
         width.append(high - low)
     assert (width[1] > width[0]).all()

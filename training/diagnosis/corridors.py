@@ -32,10 +32,14 @@ ALONE = 0.02
 DATED = 6.0
 """A date is given if a step there explains the weeks better than none by this much log-likelihood."""
 
-MODEL = 0.05
-"""Standard deviation of what is expected of a carrier's parcels in all, besides what chance made of the others': what
-trees learn from others' parcels is a few hundredths off for parcels that are somewhat different ones."""
+MODEL, PARCEL = {"late": 0.1, "damaged": 0.1}, {"late": 0.7, "damaged": 0.7}
+"""Standard deviations of what is expected, besides what chance made of the others', of targets that the way decides as
+much as the parcel: of a carrier's parcels in all and again of each of its services, as trees are about a tenth off for
+parcels that are somewhat different ones, such as those that one carrier alone collects at noon; and of a single parcel,
+so that a corridor of few is off by that over the root of their number, as its lane is not any lane."""
 
+STEADY = 0.05
+"""The first of these for all other targets, where the customer decides; the second is nothing there."""
 
 ESTIMATED = ("ratio", "low", "high", "chance_worse", "chance_worst", "excess")
 
@@ -124,7 +128,7 @@ def corridors(
     services, n = len(words["service"]), len(found)
     place = found.region * services + found.service
     places = len(words["region"]) * services
-    rng = np.random.default_rng(seed)
+    rng, model = np.random.default_rng(seed), MODEL.get(found.target, STEADY)
     rows: list[dict[str, Any]] = []
     doubts: list[Array] = []
     mine: list[Array] = []
@@ -138,8 +142,9 @@ def corridors(
         level, draws = np.ones(places), np.ones((1, places))
         if known:
             level, draws = levels(found.label[rest], held, place[rest], places, rng)
-            off = np.sqrt(MODEL**2 + 1 / found.label[rest].sum())
-            draws = draws * np.exp(off * rng.normal(size=(len(draws), 1)))
+            off = np.sqrt(model**2 + 1 / found.label[rest].sum())
+            of_service = model * rng.normal(size=(len(draws), services))[:, np.arange(places) % services]
+            draws = draws * np.exp(off * rng.normal(size=(len(draws), 1)) + of_service)
         order = own[np.argsort(place[own], kind="stable")]
         there, first = np.unique(place[order], return_index=True)
         for p, at in zip(there.tolist(), np.split(order, first[1:]), strict=True):
@@ -173,9 +178,19 @@ def corridors(
         out[name] = carriers[name] = np.nan
     if len(told):
         o, e = out["observed"].to_numpy(float)[told], out["expected"].to_numpy(float)[told]
-        doubt = Doubt(np.column_stack([doubts[t] for t in told]), np.arange(len(told)))
+        alone_off = PARCEL.get(found.target, 0.0) / np.sqrt(out["parcels"].to_numpy(float)[told])
+        doubt = Doubt(np.column_stack([doubts[t] for t in told]), np.arange(len(told)), alone_off)
         family = pd.factorize(out["carrier"].to_numpy()[told])[0]
-        said = estimate(o, e, rng, family=family, doubt=doubt, sums=into[told], confidence=confidence)
+        said = estimate(
+            o,
+            e,
+            rng,
+            family=family,
+            kind=np.arange(family.max() + 1),
+            doubt=doubt,
+            sums=into[told],
+            confidence=confidence,
+        )
         out.loc[told, list(ESTIMATED)] = said.table[list(ESTIMATED)].to_numpy()
         share = said.beyond / max(found.label.sum(), 1)
         due = carriers["expected"].to_numpy(float)

@@ -3,7 +3,8 @@
 Only returns whose reason the listing team owns count against a listing (`features.vocabulary.RETURN_REASONS`): what
 came late, broken, or was not wanted any more is set aside and said to be. What such returns are to be expected is
 learned from other products: of the same category and price, sold to like customers in like weeks, nothing being read
-of the product's own page or past. The ratio of what came back to that is shrunk towards what products of the same brand
+of the product's own page or past; how often a category's goods come back for each reason is read off its other brands.
+The ratio of what came back to that is shrunk towards what products of the same brand
 and category are.
 
 Products are named so that, of all that are named, no more than `FALSE` are in truth no worse: they are taken in order
@@ -21,7 +22,7 @@ from features.reasons import NOT_STATED
 from features.snapshot import Facts
 from training.diagnosis.expected import held_out
 from training.diagnosis.parcels import text, week_number
-from training.diagnosis.shrink import Doubt, draws_for, estimate, worst_first
+from training.diagnosis.shrink import Doubt, draws_for, estimate, means, worst_first
 from training.labels import Labels
 from training.models import cores
 from training.models.reasons import told
@@ -38,7 +39,11 @@ OWNER = "listing"
 WORSE = 1.1
 """A product comes back more than comparable ones from a tenth more on."""
 
-MODEL = 0.15
+LIKELY, SURE = 0.85, 0.9
+"""How likely it has to be of each product named that it is worse, and of one that has not come back more than
+comparable ones itself, only its brand."""
+
+MODEL = 0.2
 """Standard deviation of what is expected of a brand's products in a category, besides what chance made of the others':
 a few of those sell most, and their customers and prices are somewhat different ones."""
 
@@ -49,9 +54,13 @@ that sells much apart from all others, and what it comes back for is then expect
 STRENGTH = 4.0
 """Expected events at which what a category's other brands had counts as much as what trees say."""
 
-FAR, SUSPECT = 1.5, 0.9
-"""A brand that comes back so many times as often as others of its category for one reason, with this probability, is
-no measure for them."""
+LINE = 0.35
+"""Likewise of a single line: its customer differs from others by more than trees can tell, and what a product of few
+lines has against others is off by that over the root of their number."""
+
+FAR, SUSPECT = 1.5, 0.95
+"""A brand whose products come back so many times as often as others of its category for one reason, with this
+probability, is no measure for them."""
 
 FOLDS = 3
 
@@ -181,29 +190,25 @@ def products(
     peers = None
     if min(own.sum(), (~own).sum()) >= LEAST:
         folds = _folds(category, brand, code, skus.to_numpy(object))
-        peers = _peers(matrix, reason, len(reasons), of_category[code], family[code], folds, seed, rng)
+        peers = _peers(matrix, reason, len(reasons), of_category, family, code, folds, seed, rng)
     if peers is None:
         why = f"{own.sum():,} returns of the listings' own reasons in all: {LEAST} are needed to compare products"
         return out.assign(verdict="cannot tell", named=False, why_not=why), np.full(len(lines), np.nan)
-    chance, mix = peers
-    out["expected"] = np.bincount(code, weights=chance, minlength=n)
-    # The observed and expected of each reason, (n, reasons).
-    by_reason = np.zeros((n, len(reasons))), np.zeros((n, len(reasons)))
-    np.add.at(by_reason[0], (code[own], reason[own]), 1.0)
-    for k in range(len(reasons)):
-        by_reason[1][:, k] = np.bincount(code, weights=chance * mix[family[code], k], minlength=n)
+    chance, by_reason, levels = peers
+    out["expected"] = by_reason[1].sum(axis=1)
+    home = np.zeros(family.max() + 1, dtype=np.int64)
+    home[family] = of_category
+    alone = LINE / np.sqrt(np.maximum(count["lines"], 1))
 
-    def said(observed: Array, expected: Array) -> pd.DataFrame:
-        # What is expected of a brand's products comes from what other brands of the category had.
-        home = np.zeros(family.max() + 1, dtype=np.int64)
-        home[family] = of_category
-        others = np.bincount(of_category, observed)[home] - np.bincount(family, observed)
-        off = np.sqrt(MODEL**2 + 1 / (others + STRENGTH))
-        doubt = Doubt(np.exp(off * rng.normal(size=(draws_for(n), len(off)))), family)
-        return estimate(observed, expected, rng, family=family, doubt=doubt, confidence=confidence, worse=WORSE).table
+    def said(observed: Array, expected: Array, level: Array) -> pd.DataFrame:
+        off = np.exp(MODEL * rng.normal(size=level.shape)) * level / level.mean(axis=0)
+        doubt = Doubt(off, family, alone)
+        return estimate(
+            observed, expected, rng, family=family, kind=home, doubt=doubt, confidence=confidence, worse=WORSE
+        ).table
 
-    whole = said(out["observed"].to_numpy(float), out["expected"].to_numpy(float))
-    each = [said(by_reason[0][:, k], by_reason[1][:, k]) for k in range(len(reasons))]
+    whole = said(out["observed"].to_numpy(float), out["expected"].to_numpy(float), levels.sum(axis=0))
+    each = [said(by_reason[0][:, k], by_reason[1][:, k], levels[k]) for k in range(len(reasons))]
     out = out.join(whole.drop(columns="chance_worst"))
     chances = np.column_stack([t["chance_worse"] for t in each])
     most = chances.argmax(axis=1)
@@ -213,9 +218,10 @@ def products(
     out["reason_observed"], out["reason_expected"] = by_reason[0][at, most], by_reason[1][at, most]
     for name in ("ratio", "low", "high"):
         out[f"reason_{name}"] = np.column_stack([t[name] for t in each])[at, most]
-    # A brand's trouble speaks for all its products, but none is named against its own record.
+    # A brand's trouble speaks for all its products, but for one whose own record does not, only where it is sure.
     against = out["reason_observed"] <= out["reason_expected"]
-    out["named"] = named(np.where(against, 0.0, out["chance_worse"]))
+    enough = out["chance_worse"] >= np.where(against, SURE, LIKELY)
+    out["named"] = named(np.where(enough, out["chance_worse"], 0.0))
     out["verdict"] = np.select(
         [out["named"], out["chance_worse"] <= 1 - confidence], ["worse", "as expected"], "cannot tell"
     )
@@ -245,81 +251,72 @@ def _peers(
     reasons: int,
     category: Array,
     family: Array,
+    code: Array,
     fold: Array,
     seed: int,
     rng: np.random.Generator,
-) -> tuple[Array, Array] | None:
+) -> tuple[Array, tuple[Array, Array], Array] | None:
     """What comparable products have: those of other brands in the category.
 
-    Brands that come back far more than others of their category are no measure for those: they are left out, and what
-    is expected is learned again from the rest.
+    Trees say how lines differ, by their customers, prices and weeks; how often the category's goods come back for each
+    reason is read off the other brands'. Brands of which most products come back far more than others of their category
+    for a reason are no measure for it, and the trees are grown again without them.
 
     Args:
-        matrix: (n, f) from `traits`.
-        reason: (n,) int64 code of the listing's reason for which a line came back, -1 for none.
+        matrix: (l, f) from `traits`.
+        reason: (l,) int64 code of the listing's reason for which a line came back, -1 for none.
         reasons: how many there are.
-        category, family: (n,) int64 codes of the category, and of the brand in it.
-        fold: (n,) int64.
+        category, family: (n,) int64 codes of each product's category, and of the brand in it.
+        code: (l,) int64, the product of each line.
+        fold: (l,) int64.
         seed, rng: of the models, and of draws.
 
     Returns:
-        (n,) chance of a counted return of each line, and (families, reasons) the share of each reason in it; None where
-        nothing can be learned.
+        (l,) chance of a counted return of each line; what was observed and expected of each product and reason, two
+        (n, reasons); and per reason (draws, families) how often it is the category's other brands', against what trees
+        say of all reasons. None where nothing can be learned.
     """
-    own, coded = (reason >= 0).astype(np.int8), [matrix.shape[1] - 2]
-    leaf = max(LEAF, len(own) // LEAVES)
+    own, coded, n = (reason >= 0).astype(np.int8), [matrix.shape[1] - 2], len(category)
+    families, leaf = int(family.max()) + 1, max(LEAF, len(own) // LEAVES)
+    home = np.zeros(families, dtype=np.int64)
+    home[family] = category
+    observed = np.zeros((n, reasons))
+    np.add.at(observed, (code[own > 0], reason[own > 0]), 1.0)
+    seen = np.zeros((families, reasons))
+    np.add.at(seen, family, observed)
+
+    def of_others(due: Array, apart: Array) -> tuple[Array, Array]:
+        # Events of the category's other brands that are not apart, and how many trees say, (families, reasons).
+        whole = np.bincount(family, due, families)
+        usual = seen.sum(axis=0) / whole.sum()
+        sums = []
+        for x, prior in ((seen, STRENGTH * usual), (np.broadcast_to(whole[:, None], seen.shape), STRENGTH)):
+            kept = np.where(apart, 0.0, x)
+            total = np.zeros((int(home.max()) + 1, reasons))
+            np.add.at(total, home, kept)
+            sums.append(total[home] - kept + prior)
+        return sums[0], sums[1]
+
+    def suspect(due: Array) -> Array:
+        o, e = of_others(due, np.zeros(seen.shape, dtype=bool))
+        by = [means(observed[:, k], due * (o / e)[family, k], rng, family, home) > FAR for k in range(reasons)]
+        return np.stack([b.mean(axis=0) > SUSPECT for b in by], axis=1)
+
     chance, _ = held_out(matrix, own, fold, coded, seed, cores(), leaf=leaf)
     if np.isnan(chance).any():
         return None
-    left = np.ones(len(own), dtype=bool)
-    chance = chance * _level(own, chance, category, family, left)
-    mix = _mix(reason, reasons, category, family, left)
-    observed, expected = np.zeros_like(mix), mix * np.bincount(family, chance)[:, None]
-    np.add.at(observed, (family[reason >= 0], reason[reason >= 0]), 1.0)
-    of_reason = np.tile(np.arange(reasons), len(mix))
-    said = estimate(observed.ravel(), expected.ravel(), rng, family=of_reason, worse=FAR).table
-    suspect = (said["chance_worse"].to_numpy().reshape(mix.shape) > SUSPECT).any(axis=1)
-    left = np.asarray(~suspect)[family]
-    if left.all() or min(own[left].sum(), (1 - own[left]).sum()) < LEAST:
-        return chance, mix
-    again, others = held_out(matrix[left], own[left], fold[left], coded, seed, cores(), matrix[~left], leaf)
-    if np.isnan(again).any() or np.isnan(others).any():
-        return chance, mix
-    chance[left], chance[~left] = again, others
-    chance = chance * _level(own, chance, category, family, left)
-    return chance, _mix(reason, reasons, category, family, left)
-
-
-def _level(own: Array, chance: Array, category: Array, family: Array, measure: Array) -> Array:
-    """How much more the other brands of each line's category come back than trees say, which smooth over categories.
-
-    Args:
-        own, chance, category, family: (n,) as in `_peers`.
-        measure: (n,) bool, lines that are a measure for others.
-
-    Returns:
-        (n,) factors around 1, shrunk by `STRENGTH` events.
-    """
-    o, e = np.where(measure, own, 0.0), np.where(measure, chance, 0.0)
-    others = [
-        np.bincount(category, x, category.max() + 1)[category] - np.bincount(family, x, family.max() + 1)[family]
-        for x in (o, e)
-    ]
-    return np.asarray((others[0] + STRENGTH) / (others[1] + STRENGTH))
-
-
-def _mix(reason: Array, reasons: int, category: Array, family: Array, measure: Array) -> Array:
-    """Share of each reason in the counted returns of a category's other brands, (families, reasons), shrunk towards
-    that of all by `STRENGTH` events."""
-    said = measure & (reason >= 0)
-    of_category, of_family = np.zeros((category.max() + 1, reasons)), np.zeros((family.max() + 1, reasons))
-    np.add.at(of_category, (category[said], reason[said]), 1.0)
-    np.add.at(of_family, (family[said], reason[said]), 1.0)
-    home = np.zeros(len(of_family), dtype=np.int64)
-    home[family] = category
-    others = of_category[home] - of_family
-    usual = of_category.sum(axis=0) / max(of_category.sum(), 1.0)
-    return np.asarray((others + STRENGTH * usual) / (others.sum(axis=1, keepdims=True) + STRENGTH))
+    apart = suspect(np.bincount(code, chance, n))
+    left = np.asarray(~apart.any(axis=1))[family][code]
+    if not left.all() and min(own[left].sum(), (1 - own[left]).sum()) >= LEAST:
+        again, rest = held_out(matrix[left], own[left], fold[left], coded, seed, cores(), matrix[~left], leaf)
+        if not (np.isnan(again).any() or np.isnan(rest).any()):
+            chance[left], chance[~left] = again, rest
+            apart = suspect(np.bincount(code, chance, n))
+    due = np.bincount(code, chance, n)
+    o, e = of_others(due, apart)
+    levels = np.stack([rng.gamma(o[:, k], 1 / e[:, k], size=(draws_for(n), families)) for k in range(reasons)])
+    typical = (o / e)[family]
+    return chance * typical.sum(axis=1)[code], (observed, due[:, None] * typical), levels
 
 
 def named(chance: Array, false: float = FALSE) -> Array:
