@@ -45,6 +45,7 @@ from serving.ledger.schemas import read as read_report
 from serving.pages import Site, Sources, Status, prepared
 from serving.pages import routes as page_routes
 from serving.pages.data import refused
+from serving.pages.openapi import described
 from serving.pages.shadow import KINDS, Reader, Shadow
 from serving.pages.verdict import SCAN_DOCS, read_scan, shown, unknown, verdict
 from serving.policy import Policy
@@ -480,6 +481,9 @@ def _docs(request: Request) -> Response:
     example = loaded.rules.one(to_json(EXAMPLE))
     answers, _ = decide(loaded.bundle, loaded.snapshot, loaded.policy, example)
     content = openapi(loaded.rules, version=_version(), answers=answers, reports=DOCS | SCAN_DOCS)
+    paths, schemas = described("#/components/schemas/Problem")
+    content["paths"] |= paths
+    content["components"]["schemas"] |= schemas
     return Response(to_json(content), media_type="application/json")
 
 

@@ -248,7 +248,7 @@ def shop() -> dict[str, Rows]:
                         "shift": shift,
                         "measure": measure,
                         "parcels": len(mine),
-                        "observed": sum(mine),
+                        "observed": round(sum(mine)),
                         "rate": rate,
                         "low": max(0.0, rate - 0.06),
                         "high": rate + 0.06,

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import html
 import io
+import json
 import re
 import zipfile
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ from urllib.parse import parse_qsl, urljoin, urlsplit
 import diagnoses
 import httpx
 import pytest
+from jsonschema import Draft202012Validator
 from starlette.applications import Starlette
 
 from serving.diagnosis import TABLES, Diagnosis
 from serving.pages import Site, Sources, Status, routes
-from serving.pages.data import written
+from serving.pages.data import DATA, written
+from serving.pages.openapi import described
 from serving.pages.reading import share_bar
 from serving.pages.texts import Texts
 from serving.pages.todo import todo
@@ -126,6 +129,51 @@ class TestJson:
             assert answer.status_code == 503
             assert "it is damaged" in answer.json()["detail"]
             assert "doorstep diagnose" in answer.json()["detail"]
+
+
+class TestDocumented:
+    @pytest.mark.parametrize("made", [diagnoses.write, diagnoses.empty, diagnoses.one_sided])
+    def test_every_answer_is_what_the_document_says(self, tmp_path: Path, made: Any) -> None:
+        http = client(made(tmp_path))
+        paths, schemas = described("#/components/schemas/Problem")
+        whole = {"components": {"schemas": {**schemas, "Problem": {"required": ["type", "title", "status", "detail"]}}}}
+        assert paths.keys() == DATA.keys()
+        for path, operations in paths.items():
+            responses = operations["get"]["responses"]
+            if path.endswith(".csv"):
+                assert "text/csv" in http.get(path).headers["content-type"]
+                continue
+            said = http.get(f"{path}?limit=200" if path != API else path).json()
+            check = Draft202012Validator({**whole, **responses["200"]["content"]["application/json"]["schema"]})
+            assert list(check.iter_errors(said)) == []
+            if path == API:
+                continue
+            for row in said["rows"][:1]:
+                assert not check.is_valid({**said, "rows": [{k: v for k, v in row.items() if k != next(iter(row))}]})
+                assert not check.is_valid({**said, "rows": [{**row, next(iter(row)): ["a list"]}]})
+            refused = http.get(f"{path}?nobody=1")
+            problem = responses["400"]["content"]["application/problem+json"]["schema"]
+            assert refused.status_code == 400
+            assert Draft202012Validator({**whole, **problem}).is_valid(refused.json())
+
+    def test_what_may_be_asked_is_answered(self, shop: Http) -> None:
+        examples = {"integer": "1", "number": "0.5", "string": "2026-08-10"}
+        for path, operations in described("")[0].items():
+            for parameter in operations["get"].get("parameters", []):
+                schema = parameter["schema"]
+                if "pattern" in schema:
+                    assert re.match(schema["pattern"], "2026-08-10T00:00:00Z")
+                values = schema.get("enum") or schema.get("items", {}).get("enum") or [examples.get(schema.get("type"))]
+                for value in (values[0], values[-1]):
+                    answer = shop.get(path, params={parameter["name"]: value})
+                    assert answer.status_code == 200, (path, parameter["name"], value)
+
+    def test_the_service_has_it_in_its_document(self, bare: Any) -> None:
+        document = bare.http.get("/docs.json").json()
+        assert document["paths"].keys() >= DATA.keys()
+        named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document["paths"])))
+        assert named <= document["components"]["schemas"].keys()
+        assert document["components"]["schemas"]["DiagnosisProducts"]["properties"].keys() >= {"sku", "worth", "from"}
 
 
 class TestCsv:
