@@ -76,10 +76,12 @@ class Texts:
 
     def number(self, value: float | None, digits: int = 0) -> str:
         """A number with so many digits behind the point; a dash where there is none."""
-        if value is None or value != value:
-            return "–"
-        written = {",": self.all["format.thousands"], ".": self.all["format.decimal"], "-": "−"}
-        return "".join(written.get(c, c) for c in f"{value:,.{digits}f}")
+        return "–" if value is None or value != value else self.written(f"{value:,.{digits}f}")
+
+    def written(self, number: str) -> str:
+        """A number that is written with a comma for thousands and a point, as the language writes it."""
+        signs = {",": self.all["format.thousands"], ".": self.all["format.decimal"], "-": "−"}
+        return "".join(signs.get(c, c) for c in number)
 
     def percent(self, value: float | None, digits: int = 1) -> str:
         """A share as percent."""

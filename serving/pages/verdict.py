@@ -17,6 +17,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from features.contracts import Column
+from features.definitions import FEATURES
 from serving.pages.texts import Texts
 from serving.policy import Policy
 from serving.schemas import Fields, ReportDocs
@@ -93,7 +94,9 @@ DONE = "DS-DONE"
 """The control code for "done as advised"."""
 
 _DECISION_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_POINTS = re.compile(r": [+-][\d.]+ points$")
+_POINTS = re.compile(r": [+-]?[\d.]+ points$")
+_USUAL = ", usual here is "
+_NUMBER = re.compile(r"(about )?(-?[\d,]*\.?\d+(?:e[+-]?\d+)?)(?: (\S+))?")
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def verdict(answer: Mapping[str, Any], t: Texts, *, shown: bool = True) -> Verdi
     if advice is not None and option is not None and advice["action"] is not None:
         moved = _moved(option)
         target = moved[0] if moved else None
-        reasons = [*broken, *_handling(answer), *_risk(option, moved, t), *_drivers(answer, target, option["owner"])]
+        reasons = [*broken, *_handling(answer), *_risk(option, moved, t), *_drivers(answer, target, option["owner"], t)]
         if option["owner"] != "packing":
             reasons.insert(0, t("station.owner", team=t.word("team", option["owner"])))
         said = t("station.do" if target is None else f"station.do_{target}")
@@ -204,15 +207,37 @@ def _risk(option: Mapping[str, Any], moved: list[str], t: Texts) -> list[str]:
     return out
 
 
-def _drivers(answer: Mapping[str, Any], target: str | None, owner: str) -> list[str]:
+def _drivers(answer: Mapping[str, Any], target: str | None, owner: str, t: Texts) -> list[str]:
     """What raises the risk: what the owner of the action can change first, the most points first."""
     if target is None:
         return []
     risks = answer["returns"] if target == "returned" else [answer["risks"][target]]
     drivers = [d for risk in risks for d in risk["drivers"] if d["points"] > 0 and d["feature"] != "other"]
     drivers.sort(key=lambda d: (d["team"] != owner, not d["lever"], -d["points"]))
-    texts = [_POINTS.sub("", d["text"]) for d in drivers]
-    return [text if len(text) <= CHARACTERS else text.partition(", usual here is")[0] for text in texts]
+    return [_driver(d, t) for d in drivers]
+
+
+def _driver(driver: Mapping[str, Any], t: Texts) -> str:
+    """What a driver says in the language of the texts, beside what is usual where there is room for it."""
+    words, _, usual = _POINTS.sub("", driver["text"]).partition(_USUAL)
+    feature = FEATURES.get(driver["feature"])
+    if feature is not None:  # a shop's own columns are said in its own words
+        named = t.all.get(f"driver.{feature.name}", feature.text)
+        value = _value(words.removeprefix(feature.text).strip(), t)
+        words, usual = t("station.driver", feature=named, value=value), _value(usual, t)
+    both = t("station.driver_usual", driver=words, usual=usual) if usual else words
+    return both if len(both) <= CHARACTERS else words
+
+
+def _value(words: str, t: Texts) -> str:
+    """A value as features say it, in the language of the texts: a number with its unit, or a word."""
+    found = _NUMBER.fullmatch(words)
+    if found is None:
+        return t.all.get(f"value.{words.replace(' ', '_')}", words)
+    about, number, unit = found.groups()
+    written = t.written(number)
+    key = "about" if about else {"%": "percent"}.get(unit or "", unit)
+    return t.all.get(f"value.{key}", words).format_map({"n": written}) if key else written
 
 
 def _handling(answer: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from serving.pages.texts import TextError, Texts
 
 SOURCES = [*HERE.glob("templates/*"), *HERE.glob("*.py")]
 KEY = re.compile(r"""\b(?:t|texts)\(\s*f?["']([a-z_.]+)(?:["'](\s*~)?|(\{))""")
-TABLE = re.compile(r"""\b(?:word|under)\(\s*["']([a-z_]+)["']""")
+TABLE = re.compile(r"""(?:\b(?:word|under)\(\s*|\.all\.get\(f)["']([a-z_]+)["'.]""")
 
 
 class TestTexts:

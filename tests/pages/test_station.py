@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from features.treated import treated
 from serving.ledger import Paths
 from serving.ledger.seals import Secrets
 from serving.ledger.store import Database
+from serving.pages.site import HERE
 from serving.pages.station import DONE_KEY, OVERRIDE_KEYS
 from serving.pages.verdict import OVERRIDES
 from training.announce import requests, send
@@ -327,6 +329,52 @@ def test_a_parcel_is_scored_anew_by_its_latest_announcement(shop: Shop) -> None:
     refused = post("/v1/parcels", json=[body, {"order": {}, "parcel": {"parcel_id": "late-2"}}])
     assert refused.status_code == 400 and refused.json()["errors"][0]["field"].startswith("[1].order")
     assert post("/v1/parcels/scan", json={"code": "late-2"}).json()["kind"] == "none"  # nothing of it is kept
+
+
+def test_another_language_is_one_file_and_changes_every_word(
+    shop: Shop, run_service: Callable[..., Any], trained: Any, page: Page, tmp_path: Path
+) -> None:
+    letters = str.maketrans({c: chr(0x400 + ord(c)) for c in ascii_letters})  # each letter has one in Cyrillic
+    whole, table = (HERE / "texts" / "en.toml").read_text(), ""
+    lines = []
+    for line in whole.splitlines():
+        table = line if line.startswith("[") else table
+        key, equals, text = line.partition(" = ")
+        if equals and table not in ("", "[format]"):
+            text = re.sub(r"\{\w+\}|[A-Za-z]", lambda m: m[0] if len(m[0]) > 1 else m[0].translate(letters), text)
+        lines.append(f"{key}{equals}{text}")
+    (tmp_path / "xx.toml").write_text("\n".join(lines), encoding="utf-8")
+    policy = shop.policy.read_text(encoding="utf-8")
+    env = {
+        "DOORSTEP_BUNDLE": trained.bundle,
+        "DOORSTEP_SNAPSHOT": trained.snapshot,
+        "DOORSTEP_POLICY": shop.policy,
+        "DOORSTEP_LEDGER": f"sqlite:///{tmp_path}/ledger.db",
+        "DOORSTEP_WAITING": tmp_path / "waiting.db",
+        "DOORSTEP_STATION_MS": 3000,
+        "DOORSTEP_LANGUAGE": tmp_path / "xx.toml",
+    }
+
+    def left(text: str) -> list[str]:
+        """Words that are neither of the language nor of the shop, nor a code or a key on the keyboard."""
+        known = set(re.findall(r"[A-Za-z]+", f"{policy} {' '.join(c for c, _ in shop.advised)}"))
+        words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\b(DS-[A-Z]+|F\d)\b", "", text))
+        return [w for w in words if w not in known]
+
+    with run_service(**env) as service:
+        assert list(send(service.url, requests(Dataset.open(trained.dataset), 150))) == [100, 150]
+        for code, _ in shop.advised:
+            said = service.http.post("/v1/parcels/scan", json={"code": code}).json()
+            assert said["kind"] == "do" and len(said["reasons"]) > 1
+            assert left(" ".join([said["verdict"], said["action"], *said["reasons"]])) == [], said
+        page.goto(f"{service.url}/pack")
+        assert left(page.locator("body").inner_text()) == []
+        scan(page, shop.advised[0][0])
+        page.locator("#other").click()
+        assert left(page.locator("body").inner_text()) == []
+        page.keyboard.press(DONE_KEY)
+        expect(page.locator("#answers")).to_be_hidden()
+        assert left(page.locator("body").inner_text()) == []
 
 
 def test_control_codes_are_printed(shop: Shop, page: Page, axe: Callable[[Page], None]) -> None:

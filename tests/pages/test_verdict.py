@@ -1,11 +1,15 @@
 import json
+import re
 from datetime import UTC, date, datetime
+from string import ascii_letters
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.definitions import FEATURES
+from features.feature import Feature
 from serving.pages.texts import Texts
 from serving.pages.verdict import CHARACTERS, DONE, OVERRIDES, REASONS, WORDS, read_scan, shown, unknown, verdict
 from serving.policy import ACTIONS, Policy
@@ -79,11 +83,43 @@ def test_a_verdict_fits_a_glance_whatever_the_answer_says(answer: dict[str, Any]
         assert (said.kind, said.verdict, said.action, said.reasons) == ("usual", "Pack as usual", "", ())
 
 
+_NAMES = ("target", "team", "to", "now", "before", "after", "feature", "value", "driver", "usual")
+
+
 def test_every_verdict_of_the_catalogue_has_at_most_twelve_words() -> None:
     for key, text in TEXTS.all.items():
         if key.startswith("station."):
-            filled = text.format_map(dict.fromkeys(("target", "team", "to", "now", "before", "after"), "a b"))
+            filled = text.format_map(dict.fromkeys(_NAMES, "a b"))
             assert len(filled.split()) <= WORDS
+
+
+@given(st.sampled_from(list(FEATURES.values())), st.floats(0, 30), st.floats(0, 30) | st.none())
+def test_a_reason_says_in_the_catalogues_words_what_the_answer_says(
+    feature: Feature, value: float, usual: float | None
+) -> None:
+    aside = "" if usual is None else f", usual here is {feature.words(usual)}"
+    text = f"{feature.say(value)}{aside}"
+    driver = {"feature": feature.name, "team": feature.team, "value": value, "points": 0.1, "lever": True}
+    option = {"action": "add_fill", "owner": "packing", "recommended": True, "risks": {"late": (0.3, 0.1)}}
+    answer = {
+        "advice": {"action": "add_fill"}, "violations": [], "actions": [option], "tier": None, "returns": [],
+        "risks": {"late": {"drivers": [{**driver, "text": f"{text}: +10.0 points"}]}}, "packages": [],
+    }  # fmt: skip
+    _, said = verdict(answer, TEXTS).reasons
+    short = text if len(text) <= CHARACTERS else feature.say(value)
+    if len(short) <= CHARACTERS:
+        assert said == short.replace("-", "−") if "e-" in short else said == short
+    letters = str.maketrans({c: chr(0x400 + ord(c)) for c in ascii_letters})
+    foreign = Texts({k: re.sub(r"\{\w+\}|\w", lambda m: m[0].translate(letters) if len(m[0]) == 1 else m[0], v)
+                     if not k.startswith("format.") else v for k, v in TEXTS.all.items()})  # fmt: skip
+    told = verdict(answer, foreign)
+    for words in (told.verdict, told.action, *told.reasons):
+        assert not re.search("[A-Za-z]", re.sub(r"\d+e[−+]\d+|\b[A-F]\b", "", words)), words
+
+
+def test_the_catalogue_names_features_as_they_are_registered() -> None:
+    named = {k.removeprefix("driver."): v for k, v in TEXTS.all.items() if k.startswith("driver.")}
+    assert named.items() <= {f.name: f.text for f in FEATURES.values()}.items()  # one that is not there says its own
 
 
 def test_without_a_policy_and_without_a_model_parcels_are_packed_as_usual() -> None:
