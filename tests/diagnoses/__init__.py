@@ -204,7 +204,7 @@ def shop() -> dict[str, Rows]:
     for parcel in parcels:
         inside = {x["sku"] for x in lines if x["parcel_id"] == parcel["parcel_id"]}
         parcel["sku"] = inside.pop() if len(inside) == 1 else None
-    alone = [p for p in parcels if p["sku"] == LONG and p["package_type"] == "box_l"]
+    alone = [p for p in parcels if p["sku"] == "=1+1" and p["package_type"] == "box_l"]
     products = _products(lines)
     targets = ("late", "failed_attempt", "damaged", "undelivered")
     weeks: Rows = []
@@ -360,7 +360,7 @@ def shop() -> dict[str, Rows]:
                 "worth": 812.0,
             },
             {
-                "sku": LONG,
+                "sku": "=1+1",
                 "category": "lamps",
                 "package_type": "box_l",
                 "verdict": "over",

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from playwright.sync_api import Page
 
+from serving.diagnosis import TABLES
 from serving.pages import PAGES
 from serving.pages.site import HERE, NAVIGATION, link
 from serving.pages.texts import TextError, Texts
@@ -28,6 +29,9 @@ class TestTexts:
         assert named - texts.keys() == set()
         assert {key for key in texts if key not in named and key.partition(".")[0] not in tables} == set()
         assert {f"page.{name}" for name, _ in NAVIGATION} == {key for key in texts if key.startswith("page.")}
+
+    def test_every_column_that_rows_are_shown_with_has_a_name(self) -> None:
+        assert {f"column.{c}" for table in TABLES.values() for c in table.columns} <= Texts.load().all.keys()
 
     def test_no_template_says_words_of_its_own(self) -> None:
         for path in HERE.glob("templates/*.html"):
