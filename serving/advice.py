@@ -24,7 +24,7 @@ from features.arrays import Array, absent, local
 from features.rows import Rows
 from features.treated import COLUMNS
 from features.vocabulary import TARGETS
-from serving.actions import TRUST, Options, fact, goods_value, incomplete
+from serving.actions import TRUST, Options, facts, goods_value, incomplete
 from serving.policy import ANY, Policy
 
 WORDS: dict[str, str] = {
@@ -195,8 +195,11 @@ class _View:
 
     def __init__(self, options: Options, row: int, lines: Array) -> None:
         self.options, self.row = options, row
-        self.saving, self.cost, self.benefit, self.co2e_g, self.offered = (
-            x[row].tolist() for x in (options.saving, options.cost, options.benefit, options.co2e_g, options.offered)
+        self.saving, self.cost, self.benefit, self.co2e_g = (
+            x[row].tolist() for x in (options.saving, options.cost, options.benefit, options.co2e_g)
+        )
+        self.low, self.high = (
+            [None if x != x else x for x in end[row].tolist()] for end in (options.low, options.high)
         )
         self.before: dict[str, float] = {}
         self.after: dict[str, list[float]] = {}
@@ -226,8 +229,7 @@ class Advisor:
         p = rows.parcels
         self.value, _ = goods_value(rows)
         self._lines_of = rows.lines_of()
-        read = {c.field for rule in policy.specification for c in (*rule.when, *rule.require)}
-        self._facts = {field: fact(rows, policy, self.value, field) for field in read}
+        self._facts = facts(rows, policy, self.value)
         self._missing = {column: self._absent(column) for column in policy.handoff}
         self._incomplete = incomplete(rows, policy)
         self._address = p["parcels", "address_quality"].tolist()
@@ -251,10 +253,10 @@ class Advisor:
     def violations(self, row: int) -> list[dict[str, Any]]:
         """The packing rules a parcel breaks."""
         out = []
-        facts = {field: found[row] for field, found in self._facts.items()}
+        known = {field: found[row] for field, found in self._facts.items()}
         for rule in self.policy.specification:
-            for condition in rule.unmet(facts):
-                given = facts[condition.field]
+            for condition in rule.unmet(known):
+                given = known[condition.field]
                 said = json.dumps(given) if isinstance(given, bool) else given
                 said = f"{given:g}" if isinstance(given, float) else said
                 out.append(
@@ -458,6 +460,8 @@ class Advisor:
             "saving": view.saving[k],
             "cost": view.cost[k],
             "net_benefit": net,
+            "low": view.low[k],
+            "high": view.high[k],
             "co2e_g": None if co2e != co2e else co2e,
             "evidence": evidence,
             "risks": risks,

@@ -97,8 +97,9 @@ class Lever:
     def interval(self, moderators: Array, z: float = 1.959964) -> tuple[Array, Array]:
         """Interval of the log-odds per unit of each row, two (n,), before any sign is kept: 95 % unless told."""
         at = np.asarray(moderators)
-        middle = at @ np.array(self.coefficients)
-        error = np.sqrt(np.einsum("nk,kl,nl->n", at, np.array(self.covariance), at))
+        # Plain sums, as in `slope`: what a row gets must not depend on how many rows there are.
+        middle = (at * np.array(self.coefficients)).sum(axis=1)
+        error = np.sqrt((at * (at[:, :, None] * np.array(self.covariance)).sum(axis=1)).sum(axis=1))
         return middle - z * error, middle + z * error
 
     def to_json(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from serving.actions.benefit import Options, spent, weigh
 from serving.actions.effects import ASSUMED, ESTIMATED, MEASURED, PROTECTED, TRUST
 from serving.actions.packages import Ladder
 from serving.actions.parcels import Parcels, goods_value
-from serving.actions.rules import fact, incomplete
+from serving.actions.rules import facts, incomplete
 
 __all__ = [
     "ASSUMED",
@@ -37,7 +37,7 @@ __all__ = [
     "Ladder",
     "Options",
     "Parcels",
-    "fact",
+    "facts",
     "goods_value",
     "incomplete",
     "spent",

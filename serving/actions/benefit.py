@@ -15,7 +15,7 @@ from serving.actions.book import Book
 from serving.actions.effects import ESTIMATED, moved
 from serving.actions.packages import Ladder, other_packages
 from serving.actions.parcels import Parcels
-from serving.actions.rules import breaks, demanded
+from serving.actions.rules import breaks, demanded, facts
 from serving.actions.services import other_services, rescored
 from serving.bundle import Bundle
 from serving.policy import Action, Policy
@@ -41,6 +41,8 @@ class Options:
         cost: (n, K) money: of the action, of material and freight; negative where it saves some.
         co2e_g: (n, K) added; NaN where it is not known, and counts as nothing.
         benefit: (n, K) net, weighted as the policy says.
+        low, high: (n, K) 95 % interval of it by what is known of the action's effects, the risks before taken as they
+            are; NaN where nobody says how sure one of the effects is.
         least: (K,) benefit below which the action is not recommended.
         safe: (n, K) false for a weaker package that is worth it only if its effect is as small as estimated: the best
             of many estimates is too good to be true, and protection is taken away only where the bad end is worth it.
@@ -64,6 +66,8 @@ class Options:
     cost: Array
     co2e_g: Array
     benefit: Array
+    low: Array
+    high: Array
     least: Array
     safe: Array
     breaks: Array
@@ -125,7 +129,7 @@ def weigh(
         for target, found, error in rescored(bundle, book, rows, offered[:, services], before, whole):
             scored[target], left_open[target] = found, error
     cost += np.array([a.cost for a in book.actions])
-    after, evidence, worst = moved(bundle, book, rows, parcels, before, scored, offered)
+    after, evidence, worst, between = moved(bundle, book, rows, parcels, before, scored, offered)
 
     # Nothing is offered of which nobody can say what it does: a weaker box of unknown risk would look free.
     says = [{t for t in before if evidence[t][j] is not None} for j in range(k)]
@@ -133,15 +137,15 @@ def weigh(
     told = tuple(bool(says[j] & (decisive if j < boxes.stop else set(before))) for j in range(k))
     offered &= np.array(told, dtype=bool)
     factor = _factor(policy, parcels)
-    saving, weighted, doubt = np.zeros((n, k)), np.zeros((n, k)), np.zeros((n, k))
+    saving, weighted, doubt = np.zeros((n, k)), np.zeros((n, 3 * k)), np.zeros((n, k))
     variance = np.zeros((n, services.stop - services.start))
     for target, p in before.items():
         each, line = _failure(policy, parcels, target)[:, None], TARGETS[target].unit == "line"
-        gain = (p[:, None] - after[target]) * each
+        gain = (p[:, None] - np.concatenate([after[target], *between[target]], axis=1)) * each
         if line:
             gain = _per_parcel(gain, rows.line_parcel, n)
         gain *= factor[:, None]
-        saving += gain
+        saving += gain[:, :k]
         weighted += policy.weights.of(target) * gain
         if target in worst:
             loss = np.maximum(worst[target] - after[target][:, boxes], 0.0) * each
@@ -156,8 +160,11 @@ def weigh(
             variance += (policy.weights.of(target) * error * factor[:, None]) ** 2
     doubt[:, services] = LIKELY * np.sqrt(variance)
     kilograms = np.where(np.isnan(co2e), 0.0, co2e) / 1000.0
-    benefit = weighted - policy.weights.cost * cost - policy.weights.co2e * kilograms
+    # Both ends at once for all targets: what an estimate of one is off by may go with what that of another is off by.
+    paid = (policy.weights.cost * cost)[:, None], (policy.weights.co2e * kilograms)[:, None]
+    benefit, low, high = (weighted.reshape(n, 3, k) - paid[0] - paid[1]).transpose(1, 0, 2)
     least = np.array([a.least_benefit for a in book.actions])
+    known = facts(rows, policy, parcels.value)
     doubtful = np.zeros((n, k), dtype=bool)
     doubtful[:, boxes] = book.levels[: boxes.stop] < parcels.level[:, None]
     doubtful[:, services] = True
@@ -174,10 +181,12 @@ def weigh(
         cost=cost,
         co2e_g=co2e,
         benefit=benefit,
+        low=low,
+        high=high,
         least=least,
         safe=~doubtful | (benefit - doubt > 0.0),
-        breaks=breaks(book, rows, parcels),
-        demanded=demanded(book, rows, parcels),
+        breaks=breaks(book, known, n),
+        demanded=demanded(book, rows, known),
         parcels=parcels,
         ladder=ladder,
         line_parcel=rows.line_parcel,

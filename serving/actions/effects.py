@@ -26,6 +26,9 @@ MEASURED, ESTIMATED, ASSUMED = "measured", "model-estimated", "assumed"
 TRUST = (MEASURED, ESTIMATED, ASSUMED)
 """Kinds of evidence, most trusted first."""
 
+SIGN: dict[int, tuple[float, float]] = {1: (-np.inf, 0.0), -1: (0.0, np.inf)}
+"""What a lever's slope may be where more, or less, of its column is better."""
+
 PROTECTED = ("damaged", "returned")
 """Targets that more protection never makes likelier."""
 
@@ -38,11 +41,12 @@ def moved(
     before: Mapping[str, Array],
     scored: Mapping[str, Array],
     offered: Array,
-) -> tuple[dict[str, Array], dict[str, list[str | None]], dict[str, Array]]:
-    """Probabilities with each action, (n, K) or (l, K), what each is known from, and how bad it could be.
+) -> tuple[dict[str, Array], dict[str, list[str | None]], dict[str, Array], dict[str, Array]]:
+    """Probabilities with each action, (n, K) or (l, K), what each is known from, and what that leaves open.
 
-    The last is (n, P) or (l, P) for packages: probabilities at the bad end of what the estimate, the experiment or the
-    assumption leaves open; only of targets that a package moves.
+    The third is (n, P) or (l, P) for packages: probabilities at the bad end of what the estimate, the experiment or the
+    assumption leaves open; only of targets that a package moves. The last is (2, n, K) or (2, l, K): the higher and the
+    lower end of the 95 % interval of each probability after the action, by its effect alone; NaN where nobody says one.
 
     Takes out of `offered` what a parcel does not need: its column is as good already, or not known.
     """
@@ -55,17 +59,20 @@ def moved(
     moderators: dict[Any, Array] = {}  # several levers depend on the same
     evidence: dict[str, list[str | None]] = {}
     # All targets one below the other: what counts is how often numpy is called.
-    ends = np.cumsum([len(p) for p in before.values()]).tolist()
-    part = {t: slice(end - len(p), end) for (t, p), end in zip(before.items(), ends, strict=True)}
-    shifts = np.zeros((ends[-1] if ends else 0, k))
+    last = np.cumsum([len(p) for p in before.values()]).tolist()
+    part = {t: slice(end - len(p), end) for (t, p), end in zip(before.items(), last, strict=True)}
+    shifts = np.zeros((last[-1] if last else 0, k))
+    spread = np.zeros((2, *shifts.shape))
     bad: dict[str, Array] = {}
     of_lines = {kind: _of_lines(step, rows.line_parcel) for kind, (_, step) in steps.items()}
     of_parcels = {kind: np.where(np.isnan(step), 0.0, step) for kind, (_, step) in steps.items()}
     for target in before:
         moves = of_lines if TARGETS[target].unit == "line" else of_parcels
         shift, known = shifts[part[target]], evidence.setdefault(target, [None] * k)
+        ends = spread[:, part[target]]
         if target in scored:
             known[services] = [ESTIMATED] * (services.stop - services.start)
+            ends[:, :, services] = np.nan  # of what is scored again there is no standard error
         for kind, (at, _) in steps.items():
             lever = levers.get((target, COLUMNS[kind]))
             if lever is not None:
@@ -73,6 +80,8 @@ def moved(
                 if terms not in moderators:
                     moderators[terms] = lever.moderators(rows)
                 shift[:, at] = moves[kind] * lever.slope(moderators[terms])[:, None]
+                slopes = np.clip(lever.interval(moderators[terms]), *SIGN[BETTER[lever.column]])
+                ends[:, :, at] = np.sort(moves[kind] * slopes[:, :, None], axis=0)[::-1]
                 known[at] = [ESTIMATED] * (at.stop - at.start)
                 if kind == "package":
                     steepest = np.minimum(lever.interval(moderators[terms], BAD_END)[0], 0.0)
@@ -83,13 +92,19 @@ def moved(
             by = moves["package"][:, j] if per_level else np.ones(len(shift))
             shift[:, j] = math.log(stated.odds_ratio) * by
             known[j] = MEASURED if stated.source == "experiment" else ASSUMED
+            ends[:, :, j] = _ends(stated, by)
             if j < boxes.stop:
-                bad.setdefault(target, shift[:, boxes].copy())[:, j] = _bad_end(stated, by)
+                # Nobody has said how bad an assumption without an interval may be, so it may be anything.
+                worse = np.where(np.isnan(ends[0, :, j]), np.inf, ends[0, :, j])
+                bad.setdefault(target, shift[:, boxes].copy())[:, j] = worse
     p = np.concatenate([*before.values()]) if before else np.empty(0)
     with np.errstate(divide="ignore"):  # what is sure stays sure
         z = np.log(p) - np.log1p(-p)
     moved = np.where(shifts == 0.0, p[:, None], logistic(z[:, None] + shifts))
     after = {target: moved[at] for target, at in part.items()}
+    with np.errstate(invalid="ignore"):  # what is sure to happen and could be sure not to: is not known
+        reached = np.where(spread == 0.0, p[:, None], logistic(z[:, None] + spread))
+    between = {target: reached[:, at] for target, at in part.items()}
     for target, known in evidence.items():
         if target in scored:
             own = [j for j in range(services.start, services.stop) if known[j] == ESTIMATED]
@@ -97,22 +112,28 @@ def moved(
         if target in PROTECTED and boxes.stop:
             step = (of_lines if TARGETS[target].unit == "line" else of_parcels)["package"]
             after[target][:, boxes] = _never_riskier(book, before[target], after[target][:, boxes], step)
+            for end in between[target]:
+                unknown = np.isnan(end[:, boxes])
+                kept = _never_riskier(book, before[target], np.where(unknown, np.inf, end[:, boxes]), step)
+                end[:, boxes] = np.where(unknown, np.nan, kept)
+        np.maximum(between[target][0], after[target], out=between[target][0])
+        np.minimum(between[target][1], after[target], out=between[target][1])
     with np.errstate(invalid="ignore"):  # what is sure not to happen and could, for all we know: is not known
         worst = {target: logistic(z[part[target], None] + shift) for target, shift in bad.items()}
-    return after, evidence, worst
+    return after, evidence, worst, between
 
 
-def _bad_end(stated: Effect, by: Array) -> Array:
-    """How far an effect that is stated may move the log-odds up, (n,), where it counts `by` times, (n,).
+def _ends(stated: Effect, by: Array) -> Array:
+    """How far an effect that is stated may move the log-odds, (2, n), the higher end first, where it counts `by` times.
 
-    By its interval, whichever end is the worse: of one level of protection less it is the lower one. Nobody has said
-    how bad an assumption without an interval may be, so it may be anything.
+    By its interval, whichever end is the higher: of one level of protection less it is the lower one. NaN where the
+    policy states no interval.
     """
     if stated.low is None or stated.high is None:
-        return np.where(by == 0.0, 0.0, np.inf)
+        return np.where(by == 0.0, 0.0, np.full((2, 1), np.nan))
     with np.errstate(divide="ignore", invalid="ignore"):
         ends = np.log([[stated.low], [stated.high]]) * by
-    return np.where(by == 0.0, 0.0, ends.max(axis=0))
+    return np.where(by == 0.0, 0.0, np.sort(ends, axis=0)[::-1])
 
 
 def _of_lines(step: Array, line_parcel: Array) -> Array:

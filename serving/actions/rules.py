@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from features.contracts import TABLES
 from features.rows import Rows
 from features.treated import COLUMNS
 from serving.actions.book import Book
-from serving.actions.parcels import SIDES, Parcels
+from serving.actions.parcels import SIDES
 from serving.policy import ANY, Policy
 
 MENDS: dict[str, tuple[str, ...]] = {
@@ -22,15 +23,17 @@ MENDS: dict[str, tuple[str, ...]] = {
 """Kinds of action, and the fields of a parcel that they change."""
 
 
-def fact(rows: Rows, policy: Policy, value: Array, field: str) -> list[Any]:
-    """A field of the packing rules for every parcel, None where it is not known.
+Facts = Mapping[str, list[Any]]
+"""What is known of each field that a packing rule reads: a value per parcel, None where it is not known."""
 
-    Args:
-        rows: the parcels.
-        policy: says what is abroad.
-        value: of the goods of each parcel, (n,).
-        field: one of `serving.policy.FIELDS`.
-    """
+
+def facts(rows: Rows, policy: Policy, value: Array) -> Facts:
+    """What the packing rules of a policy read of parcels whose goods are worth `value`, (n,)."""
+    read = {c.field for rule in policy.specification for c in (*rule.when, *rule.require)}
+    return {field: _fact(rows, policy, value, field) for field in read}
+
+
+def _fact(rows: Rows, policy: Policy, value: Array, field: str) -> list[Any]:
     p = rows.parcels
     if field == "fragility":
         found: list[Any] = rows.per_parcel(rows.lines["listings", "fragility"], "max").tolist()
@@ -48,12 +51,11 @@ def fact(rows: Rows, policy: Policy, value: Array, field: str) -> list[Any]:
     return [None if v != v else v for v in found]
 
 
-def breaks(book: Book, rows: Rows, parcels: Parcels) -> Array:
+def breaks(book: Book, known: Facts, n: int) -> Array:
     """Whether a parcel would break a packing rule that reads what an action changes, (n, K) bool.
 
     Of another package that is its name and its protection, of another service the carrier and the service.
     """
-    n = rows.parcels.n
     out = np.zeros((n, len(book.keys)), dtype=bool)
     packages = [{"package_type": p.name, "protection_level": p.protection_level} for p in book.packages]
     services = [{"carrier": t.carrier, "service": None if t.service == ANY else t.service} for t in book.tariffs]
@@ -62,10 +64,8 @@ def breaks(book: Book, rows: Rows, parcels: Parcels) -> Array:
             continue
         fields = changed[0].keys()
         for rule in book.policy.specification:
-            read = {c.field for c in (*rule.when, *rule.require)}
-            if not read & fields:
+            if fields.isdisjoint(c.field for c in (*rule.when, *rule.require)):
                 continue
-            known = {field: fact(rows, book.policy, parcels.value, field) for field in read}
             for row in range(n):
                 given = {field: found[row] for field, found in known.items()}
                 if all(c.met(given[c.field]) for c in rule.when if c.field not in fields):
@@ -82,7 +82,7 @@ def incomplete(rows: Rows, policy: Policy) -> dict[str, Array]:
     }
 
 
-def demanded(book: Book, rows: Rows, parcels: Parcels) -> Array:
+def demanded(book: Book, rows: Rows, known: Facts) -> Array:
     """Whether each action changes what a broken packing rule requires, or the handoff lacks, (n, K) bool.
 
     The answer tells the packer of those, advice or not. Whether the action would meet the rule does not matter: who is
@@ -92,14 +92,11 @@ def demanded(book: Book, rows: Rows, parcels: Parcels) -> Array:
     kinds = [key.partition(":")[0] for key in book.keys]
     able = {field for kind in kinds for field in MENDS.get(kind, ())}
     wrong = incomplete(rows, book.policy)
-    for rule in book.policy.specification:
-        asked = {c.field for c in rule.require} & able
-        if not asked:
-            continue
-        read = {c.field for c in (*rule.when, *rule.require)}
-        known = {field: fact(rows, book.policy, parcels.value, field) for field in read}
-        for row in range(n):
-            for condition in rule.unmet({field: found[row] for field, found in known.items()}):
+    rules = [r for r in book.policy.specification if not able.isdisjoint(c.field for c in r.require)]
+    for row in range(n if rules else 0):
+        given = {field: found[row] for field, found in known.items()}
+        for rule in rules:
+            for condition in rule.unmet(given):
                 wrong.setdefault(condition.field, np.zeros(n, dtype=bool))[row] = True
     out = np.zeros((n, len(book.keys)), dtype=bool)
     for k, kind in enumerate(kinds):

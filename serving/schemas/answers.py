@@ -78,6 +78,14 @@ class Option(TypedDict):
     saving: Annotated[float, Field(description="money that failures are expected to cost less")]
     cost: Annotated[float, Field(description="money it costs, material and freight included; negative: it saves some")]
     net_benefit: Annotated[float, Field(description="what is left, weighted as the policy says")]
+    low: Annotated[
+        float | None,
+        Field(
+            description="lower end of the 95 % interval of net_benefit, by what is known of the action's effects, the "
+            "risks before taken as they are; null if nobody says how sure an effect is"
+        ),
+    ]
+    high: Annotated[float | None, Field(description="its upper end")]
     co2e_g: Annotated[float | None, Field(description="g of CO2e it adds; null if not known")]
     evidence: Annotated[
         Literal["measured", "model-estimated", "assumed"],

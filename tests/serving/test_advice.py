@@ -110,6 +110,10 @@ def test_actions_are_ranked_and_at_most_one_is_recommended(shop: Shop) -> None:
             assert body["advice"]["text"].startswith(first)
             assert decision["net_benefit"] is None
         assert all(o["why_not"] for o in body["actions"] if not o["recommended"])
+        for o in body["actions"]:
+            unsure = o["evidence"] == "assumed" or o["action"].startswith("carrier:")  # the draft states no intervals
+            assert (o["low"] is None) == (o["high"] is None) == unsure
+            assert o["low"] is None or o["low"] <= o["net_benefit"] <= o["high"]
         assert sum(rung["current"] for rung in body["packages"]) == 1
         assert [rung["package"] for rung in body["packages"]] == [*policy.packages]
     assert arms == {"act", "none"}
