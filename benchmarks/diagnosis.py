@@ -266,6 +266,7 @@ def table(summary: dict[str, dict[str, tuple[float, float, float]]], head: str) 
         for figures in summary.values():
             value, low, high = figures.get(name, (np.nan,) * 3)
             shown = "–" if np.isnan(value) else f"{value:,.1f}"
+            low, high = max(low, 0.0), min(high, 100.0 if name.endswith("(%)") else np.inf)  # t knows of no bounds
             cells.append(shown if np.isnan(low) else f"{shown} [{low:,.1f}, {high:,.1f}]")
         out.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join([*out, ""])
