@@ -171,15 +171,15 @@ def test_the_packer_is_answered_whatever_becomes_of_the_record(
         assert service.metrics()["doorstep_not_recorded_total"] == 1
         assert post("/v1/outcomes", json=outcome).status_code == 200, "p1 was delivered in the meantime"
 
-        threads = [threading.Thread(target=tell, args=(service.url,)) for _ in range(70)]
+        threads = [threading.Thread(target=tell, args=(service.url,)) for _ in range(50)]  # fewer than are let in at once
         for thread in threads:
             thread.start()
-        while len(told) < 62:  # all but those that wait have been told to come again
+        while len(told) < 42:  # all but those that wait have been told to come again
             assert post("/v1/risk", json=request("p")).status_code == 200
         go.touch()
         for thread in threads:
             thread.join()
-    assert sum("Other reports are waiting" in s for s in told) == 62 and told.count("slow") == 8
+    assert sum("Other reports are waiting" in s for s in told) == 42 and told.count("slow") == 8
 
 
 def test_a_ledger_that_cannot_be_one_stops_the_start(tmp_path: Path) -> None:
