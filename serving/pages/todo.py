@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import Any
 
+from features.definitions import FEATURES
 from serving.diagnosis import Diagnosis, Where
 from serving.pages.reading import advice
 from serving.pages.texts import Texts
 
 TEAMS = ("packing", "listing", "carrier", "fulfilment")
 """Teams that get a list."""
+
+OWNERS: dict[str, str] = {
+    measure: FEATURES[feature].team
+    for measure, feature in (
+        ("missed_cutoff", "handover_rate_node_28d"),
+        ("backlog_hours", "pack_hours"),
+        ("label_poor", "label_grade"),
+        ("documents_missing", "documents_complete"),
+    )
+}
+"""Measure of readiness -> the team that owns it: that of the feature that says the same of a parcel, so that a fault
+has one owner in the diagnosis, in the explanations and in the policy."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +62,19 @@ class Action:
 
 
 def todo(diagnosis: Diagnosis, team: str, texts: Texts, limit: int = 5) -> list[Action]:
-    """The actions of a team that are worth most. None where nothing is shown to be wrong."""
-    found = {"packing": _packing, "listing": _listing, "carrier": _carrier, "fulfilment": _fulfilment}[team]
-    actions = found(diagnosis, texts, limit)
-    actions.sort(key=lambda a: (-(a.worth or 0.0), -a.size))
-    return actions[:limit]
+    """The actions of a team that are worth most. None where nothing is shown to be wrong.
+
+    Kinds of findings take turns: a poor label has no price that would say whether a weak box comes before it.
+    """
+    kinds: list[list[Action]] = {
+        "packing": lambda: [_packaging(diagnosis, texts, limit), _readiness(diagnosis, team, texts)],
+        "listing": lambda: [_listing(diagnosis, texts, limit)],
+        "carrier": lambda: [_carrier(diagnosis, texts, limit)],
+        "fulfilment": lambda: [_readiness(diagnosis, team, texts)],
+    }[team]()
+    for actions in kinds:
+        actions.sort(key=lambda a: (-(a.worth or 0.0), -a.size))
+    return [a for a in chain.from_iterable(zip_longest(*kinds)) if a is not None][:limit]
 
 
 def named(value: Any, most: int = 80) -> str:
@@ -114,16 +136,18 @@ def _carrier(diagnosis: Diagnosis, texts: Texts, limit: int) -> list[Action]:
     return out
 
 
-def _fulfilment(diagnosis: Diagnosis, texts: Texts, limit: int) -> list[Action]:
+def _readiness(diagnosis: Diagnosis, team: str, texts: Texts) -> list[Action]:
     out = []
     for row in diagnosis.rows("readiness", Where({"verdict": "worse"}), limit=500):
+        if OWNERS.get(str(row["measure"])) != team:
+            continue
         rate, elsewhere = _number(row["rate"]), _number(row["elsewhere"])
         if rate is None or elsewhere is None:
             continue
         hours = row["measure"] == "backlog_hours"
         shown = (lambda v: texts.number(v, 1)) if hours else texts.percent
         what = texts(
-            "todo.fulfilment",
+            "todo.readiness",
             node=named(row["node"]),
             shift=texts.word("shift", row["shift"]),
             measure=texts.word("measure", row["measure"]),
@@ -133,7 +157,7 @@ def _fulfilment(diagnosis: Diagnosis, texts: Texts, limit: int) -> list[Action]:
         parts = [None if not elsewhere or row[n] is None else row[n] / elsewhere for n in ("rate", "low", "high")]
         out.append(
             Action(
-                "fulfilment", tuple(str(row[n]) for n in ("node", "shift", "measure")), what,
+                team, tuple(str(row[n]) for n in ("node", "shift", "measure")), what,
                 texts.word("todo_measure", row["measure"]), None,
                 (rate - elsewhere) * float(row["parcels"] or 0) * (0.05 if hours else 1.0), str(row["verdict"]),
                 (parts[0], parts[1], parts[2]), "/warehouse", {"measure": row["measure"]},
@@ -142,7 +166,7 @@ def _fulfilment(diagnosis: Diagnosis, texts: Texts, limit: int) -> list[Action]:
     return out
 
 
-def _packing(diagnosis: Diagnosis, texts: Texts, limit: int) -> list[Action]:
+def _packaging(diagnosis: Diagnosis, texts: Texts, limit: int) -> list[Action]:
     out = []
     for verdict in ("under", "over"):
         for row in diagnosis.rows("packaging", Where({"verdict": verdict}), sort="-worth", limit=limit):

@@ -14,6 +14,7 @@ from serving.diagnosis import Diagnosis, Where
 from serving.pages.carriers import weeks
 from serving.pages.reading import around, read
 from serving.pages.site import of
+from serving.pages.todo import OWNERS
 
 MEASURES: dict[str, dict[str, Any]] = {
     "missed_cutoff": {"missed_cutoff": 1},
@@ -53,6 +54,7 @@ def overview(request: Request, diagnosis: Diagnosis) -> Response:
         "warehouse.html",
         measure=measure,
         measures=measures,
+        team=OWNERS.get(measure),
         rows=sorted(chosen, key=lambda r: (r["verdict"] != "worse", str(r["node"]), str(r["shift"]))),
         worse=worse,
         judged=len(rows),

@@ -18,6 +18,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from starlette.applications import Starlette
 
+from features.definitions import FEATURES
 from serving.diagnosis import TABLES, Diagnosis
 from serving.pages import Site, Sources, Status, routes
 from serving.pages.data import DATA, written
@@ -409,3 +410,20 @@ def test_what_is_to_be_packed_otherwise_has_its_interval_on_the_scale_of_its_rat
     for action in found:
         ratio, low, high = action.interval
         assert ratio is None or low is None or low <= ratio <= high
+
+
+def test_a_fault_of_a_shift_has_the_team_that_its_feature_has_everywhere(tmp_path: Path) -> None:
+    row = next(r for r in SHOP["readiness"] if r["measure"] == "missed_cutoff")
+    told = {"shift": "late", "verdict": "worse", "rate": 0.4, "low": 0.3, "high": 0.5, "elsewhere": 0.1}
+    owners = {"missed_cutoff": "fulfilment", "backlog_hours": "fulfilment"}
+    owners |= {"label_poor": FEATURES["label_grade"].team, "documents_missing": FEATURES["documents_complete"].team}
+    rows = [{**row, **told, "node": f"node of {m}", "measure": m} for m in owners]
+    made = Diagnosis.open(diagnoses.write(tmp_path, {**SHOP, "readiness": rows}))
+    for team in ("packing", "fulfilment"):
+        actions = todo(made, team, Texts.load("en"), 20)
+        found = {a.query["measure"] for a in actions if "measure" in a.query}
+        assert found == {m for m, owner in owners.items() if owner == team}
+        assert {a.team for a in actions} == {team}
+        assert any("measure" in a.query for a in todo(made, team, Texts.load("en"), 2))  # however much a box is worth
+    text = client(tmp_path).get("/warehouse?measure=label_poor").text
+    assert "Owner: Packing." in text
