@@ -171,7 +171,8 @@ def test_the_packer_is_answered_whatever_becomes_of_the_record(
         assert service.metrics()["doorstep_not_recorded_total"] == 1
         assert post("/v1/outcomes", json=outcome).status_code == 200, "p1 was delivered in the meantime"
 
-        threads = [threading.Thread(target=tell, args=(service.url,)) for _ in range(50)]  # fewer than are let in at once
+        # Fewer at once than the guard lets in.
+        threads = [threading.Thread(target=tell, args=(service.url,)) for _ in range(50)]
         for thread in threads:
             thread.start()
         while len(told) < 42:  # all but those that wait have been told to come again
