@@ -79,11 +79,15 @@ def test_what_is_forgotten_is_not_told_even_where_the_ledger_fails_half_way() ->
     assert [w.parcel_id for w in reader.read()] == ["kept"]
 
 
+SHOWN: list[Any] = [None]
+APP = Starlette(routes=routes(Site(Sources(shadow=lambda: SHOWN[0]()))))
+
+
 def page(shadow: Any, path: str = "/pack/shadow") -> httpx.Response:
-    app = Starlette(routes=routes(Site(Sources(shadow=shadow))))
+    SHOWN[0] = shadow
 
     async def ask() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(APP), base_url="http://test") as http:
             return await http.get(path)
 
     return asyncio.run(ask())
