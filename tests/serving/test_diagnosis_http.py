@@ -427,3 +427,21 @@ def test_a_fault_of_a_shift_has_the_team_that_its_feature_has_everywhere(tmp_pat
         assert any("measure" in a.query for a in todo(made, team, Texts.load("en"), 2))  # however much a box is worth
     text = client(tmp_path).get("/warehouse?measure=label_poor").text
     assert "Owner: Packing." in text
+
+
+def test_a_product_has_one_advice_first_in_the_list_and_on_its_page(tmp_path: Path) -> None:
+    texts = Texts.load("en")
+    best = max((p for p in SHOP["products"] if p["named"]), key=lambda p: p["worth"])
+    told = {**best, "driver": None, "advice": "check_sizes", "arguments": None}
+    drivers = [
+        {"sku": best["sku"], "term": "photo_count", "value": 1.0, "peers_value": 5.0, "share": 0.14}
+        | {"advice": "add_photos", "arguments": "{}"}
+    ]
+    products = [told if p["sku"] == best["sku"] else p for p in SHOP["products"]]
+    http = client(diagnoses.write(tmp_path, {**SHOP, "products": products, "drivers": drivers}))
+    said = r'class="advice"><span aria-hidden="true">→</span> ([^<]*)<'
+    page = http.get("/listings/product", params={"sku": best["sku"]}).text
+    assert re.findall(said, page) == [texts("advice.check_sizes"), texts("advice.add_photos")]
+    assert page.index(texts("advice.check_sizes")) < page.index(texts("product.lacks"))
+    assert re.findall(said, http.get("/listings").text)[0] == texts("advice.check_sizes")
+    assert todo(Diagnosis.open(tmp_path), "listing", texts)[0].do == texts("advice.check_sizes")
