@@ -1,4 +1,4 @@
-"""Listings: products that come back for what their page says or leaves out, why, and what to change."""
+"""Listings: products that come back for what their page says or they are, why, and what to change."""
 
 from __future__ import annotations
 

@@ -445,3 +445,12 @@ def test_a_product_has_one_advice_first_in_the_list_and_on_its_page(tmp_path: Pa
     assert page.index(texts("advice.check_sizes")) < page.index(texts("product.lacks"))
     assert re.findall(said, http.get("/listings").text)[0] == texts("advice.check_sizes")
     assert todo(Diagnosis.open(tmp_path), "listing", texts)[0].do == texts("advice.check_sizes")
+
+
+def test_a_defect_is_not_laid_at_the_page(tmp_path: Path) -> None:
+    best = max((p for p in SHOP["products"] if p["named"]), key=lambda p: p["worth"])
+    told = {**best, "reason": "defect", "driver": None, "advice": "check_quality", "arguments": None}
+    http = client(diagnoses.write(tmp_path, {**SHOP, "products": [told]}))
+    for path in ("/", "/listings", "/listings/product"):
+        text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", http.get(path, params={"sku": best["sku"]}).text))
+        assert "came back for what the page says or the product is" in text, path
