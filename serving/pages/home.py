@@ -11,7 +11,7 @@ from serving.diagnosis import Diagnosis, ReplacedError, Row, Where
 from serving.guard import HIDDEN
 from serving.pages.carriers import late_all
 from serving.pages.carriers import split as late_split
-from serving.pages.listings import set_aside
+from serving.pages.listings import LITTLE, by_brand, set_aside
 from serving.pages.reading import around
 from serving.pages.site import of
 from serving.pages.texts import Texts
@@ -50,6 +50,8 @@ def found(diagnosis: Diagnosis, texts: Texts) -> dict[str, Any]:
         "lines": diagnosis.tables["lines"].rows,
         "named": worth[0]["rows"] if worth else 0,
         "worth": worth[0]["worth"] if worth else None,
+        "by_brand": by_brand(diagnosis),
+        "little": LITTLE,
         "worse": diagnosis.total("corridors", Where({"verdict": "worse"})),
         "corridors": diagnosis.tables["corridors"].rows,
         "unready": diagnosis.total("readiness", Where({"verdict": "worse"})),

@@ -18,6 +18,7 @@ FIRST = 5
 """Products on top."""
 LEAST_SHARE = 0.01
 """Terms of a listing that go with less of the difference are not advised on."""
+SUMMED = ("lines", "observed", "expected")
 SHOWN = 25
 """Products of a page of the table below."""
 VERDICTS = ("worse", "as expected", "cannot tell")
@@ -35,6 +36,28 @@ def set_aside(diagnosis: Diagnosis, equal: dict[str, Any] | None = None) -> dict
         "aside": sum(g["n"] for g in aside),
         "reasons": aside,
     }
+
+
+LITTLE = 2
+"""Counted returns of its own below which a product that is named goes by its brand's record."""
+
+
+def brands(diagnosis: Diagnosis, product: Row) -> Row | None:
+    """Its brand's other products of the category, added up, where they come back more than expected as well."""
+    if not product["brand"] or not product["category"]:
+        return None
+    where = Where({n: product[n] for n in ("brand", "category")})
+    found = diagnosis.sums("products", SUMMED, where)
+    if not found:
+        return None
+    others = {n: float(found[0][n] or 0) - float(product[n] or 0) for n in SUMMED}
+    return others if others["observed"] > others["expected"] > 0 else None
+
+
+def by_brand(diagnosis: Diagnosis) -> int:
+    """How many of the products that are named have fewer than `LITTLE` counted returns of their own."""
+    groups = diagnosis.sums("products", [], Where({"named": 1}), by=["observed"])
+    return sum(int(g["rows"] or 0) for g in groups if g["observed"] is not None and float(g["observed"]) < LITTLE)
 
 
 def first(diagnosis: Diagnosis, limit: int = FIRST) -> list[Row]:
@@ -59,6 +82,8 @@ def overview(request: Request, diagnosis: Diagnosis) -> Response:
         products=diagnosis.rows("products", where, sort="-worth", limit=SHOWN, offset=offset),
         total=diagnosis.total("products", where),
         verdicts=VERDICTS,
+        little=LITTLE,
+        by_brand=by_brand(diagnosis),
         categories=diagnosis.values("products", "category", limit=200),
         chosen=equal,
         offset=offset,
@@ -92,6 +117,8 @@ def product(request: Request, diagnosis: Diagnosis) -> Response:
         request,
         "product.html",
         product=found[0],
+        brand=brands(diagnosis, found[0]) if found[0]["named"] else None,
+        little=LITTLE,
         peers=diagnosis.rows("peers", Where({"sku": sku}), limit=20),
         drivers=[d for d in drivers if d["share"] is None or d["share"] >= LEAST_SHARE],
         reasons=reasons,

@@ -71,6 +71,7 @@ def around(diagnosis: Diagnosis, texts: Texts) -> Context:
         ),
         "ratio_bar": lambda row, before="": ratio_bar(row, texts, before),
         "share_bar": lambda row, top: share_bar(row, top, texts),
+        "goes_by": goes_by,
         "advice": lambda row: advice(row, texts),
         "compared": lambda row: compared(row, texts),
         "sentence": sentence,
@@ -91,6 +92,17 @@ def ratio_bar(row: Row, texts: Texts, before: str = "") -> Any:
         return charts.ratio(None, None, None, texts("figure.no_ratio"))
     said = texts("figure.ratio", ratio=texts.number(value, 2), low=texts.number(low, 2), high=texts.number(high, 2))
     return charts.ratio(value, low, high, said)
+
+
+def goes_by(row: Row) -> str:
+    """What stands before the names of the columns that a product's verdict goes by.
+
+    "reason_" where it is named for one reason of return, and all reasons together do not say it; "" else.
+    """
+    low, of_reason = row.get("low"), row.get("reason_low")
+    if row.get("verdict") != "worse" or not isinstance(low, float) or not isinstance(of_reason, float):
+        return ""
+    return "reason_" if low <= 1 and of_reason > low else ""
 
 
 def share_bar(row: Row, top: float, texts: Texts) -> Any:

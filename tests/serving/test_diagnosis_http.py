@@ -454,3 +454,30 @@ def test_a_defect_is_not_laid_at_the_page(tmp_path: Path) -> None:
     for path in ("/", "/listings", "/listings/product"):
         text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", http.get(path, params={"sku": best["sku"]}).text))
         assert "came back for what the page says or the product is" in text, path
+
+
+def test_the_figures_shown_are_those_that_the_verdict_goes_by(tmp_path: Path) -> None:
+    best = max((p for p in SHOP["products"] if p["named"]), key=lambda p: p["worth"])
+    told = {**best, "sku": "A", "ratio": 1.38, "low": 0.95, "high": 2.1, "observed": 22, "expected": 10.3, "lines": 47}
+    told |= {"reason": "wrong_size", "reason_observed": 20, "reason_expected": 6.7, "brand": "b", "category": "shoes"}
+    told |= {"reason_ratio": 2.01, "reason_low": 1.17, "reason_high": 3.53, "chance_worse": 0.969}
+    single = {**told, "sku": "B", "observed": 1, "expected": 0.01, "lines": 1, "reason_low": 0.8, "chance_worse": 0.87}
+    surely = {**told, "sku": "C", "low": 1.4, "ratio": 1.8, "brand": "c"}
+    http = client(diagnoses.write(tmp_path, {**SHOP, "products": [told, single, surely]}))
+
+    def read(path: str, **query: str) -> str:
+        return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", http.get(path, params=query).text)))
+
+    page = read("/listings/product", sku="A")
+    assert page.index("2.01×") < page.index("Goes by wrong size:") < page.index("2.01× (1.17 to 3.53)")
+    assert "All counted reasons together:" in page and "1.38× (0.95 to 2.10)" in page
+    alone = read("/listings/product", sku="B")
+    assert "has a probability of 87 %" in alone
+    assert "Its brand's other products of this category come back, too: 22 of 47, 10.3 expected." in alone
+    sure = read("/listings/product", sku="C")
+    assert "Goes by" not in sure and "Mostly wrong size:" in sure and "probability" not in sure
+    told_all = read("/listings")
+    assert "For wrong size: 20, 6.7 expected." in told_all
+    for path in ("/", "/listings"):
+        assert ("1 of them have fewer than 2 such returns of their own" in read(path)) == (path == "/")
+    assert told_all.count("Named for its brand") == 1
