@@ -45,7 +45,7 @@ def brief(
     Args:
         diagnosis: the newest, as the week begins.
         team: one of `TEAMS`.
-        week: ISO week such as 2026-W46.
+        week: ISO week such as 2025-W52.
         site: templates and texts.
         previous: last week's diagnosis, with which what came of its list is told.
 
@@ -57,7 +57,13 @@ def brief(
     monday = first_day(week)
     as_of = str(diagnosis.document.get("as_of") or "")[:10]
     if as_of and as_of < monday.isoformat():
-        raise QueryError("week", "begins after what the diagnosis knows", week, f"a week that begins until {as_of}")
+        year, number, _ = date.fromisoformat(as_of).isocalendar()
+        raise QueryError(
+            "week",
+            "begins after what the diagnosis knows",
+            week,
+            f"{year}-W{number:02d}, which {as_of} is in, or earlier",
+        )
     texts = site.texts
     actions = todo(diagnosis, team, texts, ACTIONS)
     parcels = diagnosis.sums("parcels", ["late"], Where({"week": monday.isoformat()}, known=("late",)))
@@ -66,6 +72,7 @@ def brief(
         "week": week,
         "monday": monday.isoformat(),
         "sunday": (monday + timedelta(days=6)).isoformat(),
+        "begun": diagnosis.document.get("since") or next(iter(diagnosis.values("parcels", "week", limit=1)), None),
         "actions": actions,
         "parcels": parcels[0]["rows"] if parcels else 0,
         "late": parcels[0]["late"] if parcels else 0,
@@ -90,7 +97,7 @@ def first_day(week: str) -> date:
             return date.fromisocalendar(int(year), int(number), 1)
     except ValueError:
         pass
-    raise QueryError("week", "is no ISO week", week, "a year and a week, such as 2026-W46")
+    raise QueryError("week", "is no ISO week", week, "a year and a week, such as 2025-W52")
 
 
 def came_of(previous: Diagnosis, now: Diagnosis, team: str, texts: Texts) -> list[Came]:

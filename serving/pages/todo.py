@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
+from unicodedata import bidirectional
 
 from features.definitions import FEATURES
 from serving.diagnosis import Diagnosis, Where
@@ -14,6 +15,9 @@ from serving.pages.texts import Texts
 
 TEAMS = ("packing", "listing", "carrier", "fulfilment")
 """Teams that get a list."""
+
+TURNING = frozenset({"R", "AL", "AN", "RLE", "RLO", "RLI", "LRE", "LRO", "LRI", "FSI", "PDF", "PDI"})
+"""Classes of characters (UAX 9) that turn the direction of the text around them."""
 
 OWNERS: dict[str, str] = {
     measure: FEATURES[feature].team
@@ -80,7 +84,9 @@ def todo(diagnosis: Diagnosis, team: str, texts: Texts, limit: int = 5) -> list[
 def named(value: Any, most: int = 80) -> str:
     """A name within a sentence: not longer than a line, and its direction kept to itself."""
     text = "–" if value is None or value == "" else str(value)
-    return f"\u2068{text if len(text) <= most else text[: most - 1] + '…'}\u2069"
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    # Isolates are invisible, and what is copied with them is not found: only names that need them have them.
+    return f"\u2068{text}\u2069" if any(bidirectional(c) in TURNING for c in text) else text
 
 
 def _number(value: Any) -> float | None:

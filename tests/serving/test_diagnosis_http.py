@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from urllib.parse import parse_qsl, urljoin, urlsplit
 import diagnoses
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from starlette.applications import Starlette
 
@@ -25,7 +28,7 @@ from serving.pages.data import DATA, written
 from serving.pages.openapi import described
 from serving.pages.reading import share_bar
 from serving.pages.texts import Texts
-from serving.pages.todo import todo
+from serving.pages.todo import named, todo
 
 SHOP = diagnoses.shop()
 API = "/v1/diagnosis"
@@ -380,12 +383,20 @@ class TestBrief:
         week = ["--team", "listing", "--week", "2026-W45", "--previous", str(now), "--out", str(out)]
         assert CliRunner().invoke(main, ["brief", str(later), *week]).exit_code == 0
         text = (out / "brief.md").read_text()
-        assert re.search(rf"- \u2068{re.escape(best['sku'])}\u2069.*No longer shown to be wrong", text)
+        assert re.search(rf"- {re.escape(best['sku'])}: .*No longer shown to be wrong", text)
+        assert re.search(r"[^\n]\n\n## What came of last week's\n\n", text), "a list ends with an empty line"
+        first = min(p["week"] for p in SHOP["parcels"])
+        assert re.search(rf"Found over {first} to 2026-\d\d-\d\d, not in this week alone\.", text)
         assert text.count("No clear change") == 4
         assert diagnoses.MARKUP not in (out / "brief.html").read_text()
-        for week in ("2026-W54", "46", "2027-W01"):
-            said = CliRunner().invoke(main, ["brief", str(now), "--team", "listing", "--week", week])
-            assert said.exit_code == 2 and "2026" in said.output
+        allowed = {
+            "2026-W54": "such as 2025-W52",
+            "46": "such as 2025-W52",
+            "2027-W01": "2026-W46, which 2026-11-09 is in",
+        }
+        for asked, answer in allowed.items():
+            said = CliRunner().invoke(main, ["brief", str(now), "--team", "listing", "--week", asked])
+            assert said.exit_code == 2 and answer in said.output
 
 
 def test_an_address_that_nobody_would_write_is_no_fault_of_ours(shop: Http) -> None:
@@ -481,3 +492,15 @@ def test_the_figures_shown_are_those_that_the_verdict_goes_by(tmp_path: Path) ->
     for path in ("/", "/listings"):
         assert ("1 of them have fewer than 2 such returns of their own" in read(path)) == (path == "/")
     assert told_all.count("Named for its brand") == 1
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=80))
+def test_a_name_is_copied_as_it_is_unless_it_turns_the_sentence(name: str) -> None:
+    turns = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") or "\u202a" <= c <= "\u202e" for c in name)
+    isolated = turns or any("\u2066" <= c <= "\u2069" for c in name)
+    assert named(name) == (f"\u2068{name}\u2069" if isolated else name)
+
+
+def test_names_written_from_right_to_left_keep_to_themselves() -> None:
+    assert named(diagnoses.RIGHT_TO_LEFT) == f"\u2068{diagnoses.RIGHT_TO_LEFT}\u2069"
+    assert named("SKU00552") == "SKU00552"

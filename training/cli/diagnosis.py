@@ -109,7 +109,7 @@ def meeting_pack(voice: Voice, diagnosis: Path, carrier: str, out: Path) -> None
 @click.option(
     "--team", type=click.Choice(["packing", "listing", "carrier", "fulfilment"]), required=True, help="Whose."
 )
-@click.option("--week", metavar="WEEK", required=True, help="ISO week, such as 2026-W46.")
+@click.option("--week", metavar="WEEK", required=True, help="ISO week, such as 2025-W52, until the diagnosis ends.")
 @click.option(
     "--previous", type=click.Path(path_type=Path), help="Last week's diagnosis, to say what came of its list."
 )
