@@ -67,11 +67,12 @@ def around(diagnosis: Diagnosis, texts: Texts) -> Context:
         "sign": lambda verdict: SIGNS[TONES.get(verdict, "unsure")],
         "money": lambda value: money(value, document, texts),
         "times": lambda value: (
-            "–" if value is None else texts("figure.times", ratio=texts.number(value, 1 if value >= 10 else 2))
+            "–" if value is None else texts("figure.times", ratio=texts.number(value, 0 if value >= 10 else 2))
         ),
         "ratio_bar": lambda row, before="": ratio_bar(row, texts, before),
         "share_bar": lambda row, top: share_bar(row, top, texts),
         "goes_by": goes_by,
+        "rate": lambda value: rate_of(value, texts),
         "advice": lambda row: advice(row, texts),
         "compared": lambda row: compared(row, texts),
         "sentence": sentence,
@@ -113,8 +114,13 @@ def share_bar(row: Row, top: float, texts: Texts) -> Any:
     mark = mark if isinstance(mark, float) else None
     hours = row.get("measure") == "backlog_hours"
     said = (("rate", rate), ("low", low), ("high", high), ("elsewhere", mark))
-    shown = {n: texts.number(v, 1) if hours else texts.percent(v) for n, v in said}
+    shown = {n: texts.number(v, 1) if hours else rate_of(v, texts) for n, v in said}
     return charts.share(rate, low, high, mark, top, texts("figure.share", **shown))
+
+
+def rate_of(value: float | None, texts: Texts) -> str:
+    """A share of parcels as percent, a small one with two digits behind the point, so that their ratio can be read."""
+    return texts.percent(value, 1 if value is None or value >= 0.1 else 2)
 
 
 def advice(row: Row, texts: Texts) -> str:

@@ -10,7 +10,7 @@ from unicodedata import bidirectional
 
 from features.definitions import FEATURES
 from serving.diagnosis import Diagnosis, Where
-from serving.pages.reading import advice
+from serving.pages.reading import advice, rate_of
 from serving.pages.texts import Texts
 
 TEAMS = ("packing", "listing", "carrier", "fulfilment")
@@ -151,7 +151,7 @@ def _readiness(diagnosis: Diagnosis, team: str, texts: Texts) -> list[Action]:
         if rate is None or elsewhere is None:
             continue
         hours = row["measure"] == "backlog_hours"
-        shown = (lambda v: texts.number(v, 1)) if hours else texts.percent
+        shown = (lambda v: texts.number(v, 1)) if hours else (lambda v: rate_of(v, texts))
         what = texts(
             "todo.readiness",
             node=named(row["node"]),

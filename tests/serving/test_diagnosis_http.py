@@ -440,6 +440,19 @@ def test_a_fault_of_a_shift_has_the_team_that_its_feature_has_everywhere(tmp_pat
     assert "Owner: Packing." in text
 
 
+def test_a_shifts_ratio_is_one_everywhere_and_that_of_the_rates_shown(tmp_path: Path) -> None:
+    row = {**SHOP["readiness"][0], "node": "leipzig", "shift": "late", "measure": "label_poor", "verdict": "worse"}
+    row |= {"rate": 0.42487, "low": 0.3706, "high": 0.4871, "elsewhere": 0.029241, "why": "14.42 times the others"}
+    http = client(diagnoses.write(tmp_path, {**SHOP, "readiness": [row]}))
+    first, ready = (re.sub(r"<[^>]*>", " ", http.get(p).text) for p in ("/", "/warehouse?measure=label_poor"))
+    shown = re.search(r"Poor label ([\d.]+) %, elsewhere ([\d.]+) %", first)
+    assert shown is not None
+    assert f"{float(shown[1]) / float(shown[2]):.0f}×" == "15×"
+    assert "15×" in first and "15× the same shift elsewhere." in ready
+    assert f"{shown[1]} %" in ready and f"{shown[2]} %" in ready
+    assert "14.4" not in first + ready
+
+
 def test_a_product_has_one_advice_first_in_the_list_and_on_its_page(tmp_path: Path) -> None:
     texts = Texts.load("en")
     best = max((p for p in SHOP["products"] if p["named"]), key=lambda p: p["worth"])
