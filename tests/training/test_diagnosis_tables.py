@@ -19,7 +19,7 @@ from training.diagnosis.diagnose import diagnose
 from training.diagnosis.excess import SOURCES, by_legs, by_model, by_owner
 from training.diagnosis.listings import changes
 from training.diagnosis.parcels import Parcels, mondays, shifts
-from training.diagnosis.products import named
+from training.diagnosis.products import named, products
 from training.diagnosis.reality import reality
 from training.diagnosis.shrink import estimate
 from training.diagnosis.spikes import FALSE, spikes
@@ -280,6 +280,39 @@ def test_predictions_are_held_against_what_came_of_parcels_the_model_had_not_see
     assert set(table["verdict"]) <= {"as predicted", "more", "fewer"}
     none, why = reality(None, units, matrices, "UTC", end, None, 0.9)
     assert not len(none) and "--bundle" in why
+
+
+def sold(mine: float, others: float, elsewhere: float = 0.095) -> tuple[pd.DataFrame, np.ndarray]:
+    """Ten categories of six products of two brands; how often those of the first come back, by brand."""
+    r = np.random.default_rng(5)
+    rows = []
+    for category in range(10):
+        lines = 90 if category == 0 else 400
+        for product in range(6):
+            rate = elsewhere if category else mine if product < 3 else others
+            back = np.arange(2 * lines) < round(2 * lines * rate)
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "sku": f"{category}-{product}",
+                        "category": f"c{category}",
+                        "brand": "ours" if product < 3 else "theirs",
+                        "counted": back,
+                        "returned": back,
+                        "reason": np.where(back, np.where(np.arange(2 * lines) % 2, "wrong_size", "defect"), None),
+                    }
+                )
+            )
+    lines = pd.concat(rows, ignore_index=True)
+    code = lines["category"].str[1:].astype(float)
+    return lines, np.column_stack([r.normal(size=len(lines)), code, r.integers(50, size=len(lines))]).astype(np.float32)
+
+
+def test_no_product_is_named_because_others_of_its_category_had_luck():
+    found, _ = products(*sold(mine=0.13, others=0.05))
+    assert not found["named"].any(), "all categories are alike: what is little of the others is luck"
+    found, _ = products(*sold(mine=0.4, others=0.095))
+    assert set(found.loc[found["named"], "sku"]) == {"0-0", "0-1", "0-2"}
 
 
 def test_the_oracle_of_listings_knows_what_is_planted_and_what_is_usual():

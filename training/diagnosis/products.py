@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.special import gammaln
 
 from features.arrays import Array, match, take
 from features.reasons import NOT_STATED
@@ -51,8 +52,9 @@ LEAF, LEAVES = 100, 40
 """Rows that a leaf holds at least, and into how many parts they may be cut at most: weight and price tell a product
 that sells much apart from all others, and what it comes back for is then expected of its likes."""
 
-STRENGTH = 4.0
-"""Expected events at which what a category's other brands had counts as much as what trees say."""
+STRENGTHS = (4.0, 400.0)
+"""Expected returns at which what a category's other brands had counts as much as what all categories have: at least,
+where categories differ most, and at most."""
 
 LINE = 0.35
 """Likewise of a single line: its customer differs from others by more than trees can tell, and what a product of few
@@ -289,13 +291,12 @@ def _peers(
         # Events of the category's other brands that are not apart, and how many trees say, (families, reasons).
         whole = np.bincount(family, due, families)
         usual = seen.sum(axis=0) / whole.sum()
-        sums = []
-        for x, prior in ((seen, STRENGTH * usual), (np.broadcast_to(whole[:, None], seen.shape), STRENGTH)):
-            kept = np.where(apart, 0.0, x)
-            total = np.zeros((int(home.max()) + 1, reasons))
-            np.add.at(total, home, kept)
-            sums.append(total[home] - kept + prior)
-        return sums[0], sums[1]
+        kept = [np.where(apart, 0.0, x) for x in (seen, np.broadcast_to(whole[:, None], seen.shape))]
+        total = [np.zeros((int(home.max()) + 1, reasons)) for _ in kept]
+        for t, x in zip(total, kept, strict=True):
+            np.add.at(t, home, x)
+        worth = _strength(*total, usual)
+        return total[0][home] - kept[0] + worth * usual, total[1][home] - kept[1] + worth
 
     def suspect(due: Array) -> Array:
         o, e = of_others(due, np.zeros(seen.shape, dtype=bool))
@@ -317,6 +318,27 @@ def _peers(
     levels = np.stack([rng.gamma(o[:, k], 1 / e[:, k], size=(draws_for(n), families)) for k in range(reasons)])
     typical = (o / e)[family]
     return chance * typical.sum(axis=1)[code], (observed, due[:, None] * typical), levels
+
+
+def _strength(observed: Array, due: Array, usual: Array) -> Array:
+    """For how many expected returns the usual share of a reason counts in each category: many where they are alike.
+
+    Counts of categories are negative binomial around the usual share (Gamma-Poisson); the strength is its posterior
+    mean on a logarithmic grid, so that categories that happen to be alike are not taken for the same.
+
+    Args:
+        observed, due: (categories, reasons) returns for each reason, and expected for all.
+        usual: (reasons,) how many of those expected came back for each reason.
+
+    Returns:
+        (reasons,) strengths in `STRENGTHS`.
+    """
+    grid = np.geomspace(*STRENGTHS, 25)[:, None, None]
+    shape = np.maximum(grid * usual, 1e-12)
+    fits = gammaln(shape + observed) - gammaln(shape) + shape * np.log(grid / (grid + due))
+    fits = (fits - observed * np.log(grid + due)).sum(axis=1)
+    weight = np.exp(fits - fits.max(axis=0))
+    return np.asarray(np.exp((weight * np.log(grid[:, 0])).sum(axis=0) / weight.sum(axis=0)))
 
 
 def named(chance: Array, false: float = FALSE) -> Array:
