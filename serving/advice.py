@@ -24,8 +24,8 @@ from features.arrays import Array, absent, local
 from features.rows import Rows
 from features.treated import COLUMNS
 from features.vocabulary import TARGETS
-from serving.actions import TRUST, Options, facts, goods_value, incomplete
-from serving.policy import ANY, Policy
+from serving.actions import TRUST, Options, facts, goods_value, incomplete, mends
+from serving.policy import ANY, Condition, Policy, Rule
 
 WORDS: dict[str, str] = {
     "late": "late",
@@ -152,11 +152,14 @@ class Asking:
         shown: False in shadow mode: what would be advised is recorded, and withheld with a propensity of 0, as nothing
             is left to chance; so nothing is measured by it, and the parcel counts as untreated.
         least_benefit: nothing is recommended for less, whatever the policy says of the action.
+        rules_first: where one thing is shown, a broken packing rule goes before all else: what mends it is recommended
+            whatever it is worth, or nothing is.
     """
 
     new_id: Callable[[], str] = new_id
     shown: bool = True
     least_benefit: float = 0.0
+    rules_first: bool = False
 
 
 ASKING = Asking()
@@ -253,22 +256,40 @@ class Advisor:
     def violations(self, row: int) -> list[dict[str, Any]]:
         """The packing rules a parcel breaks."""
         out = []
-        known = {field: found[row] for field, found in self._facts.items()}
-        for rule in self.policy.specification:
-            for condition in rule.unmet(known):
-                given = known[condition.field]
-                said = json.dumps(given) if isinstance(given, bool) else given
-                said = f"{given:g}" if isinstance(given, float) else said
-                out.append(
-                    {
-                        "rule": rule.rule,
-                        "field": condition.field,
-                        "given": given,
-                        "required": str(condition),
-                        "text": f"{rule.rule}: {condition.field} is {said}, required is {condition}",
-                    }
-                )
+        for rule, condition in self._unmet(row):
+            given = self._facts[condition.field][row]
+            said = json.dumps(given) if isinstance(given, bool) else given
+            said = f"{given:g}" if isinstance(given, float) else said
+            out.append(
+                {
+                    "rule": rule.rule,
+                    "field": condition.field,
+                    "given": given,
+                    "required": str(condition),
+                    "text": f"{rule.rule}: {condition.field} is {said}, required is {condition}",
+                }
+            )
         return out
+
+    def _unmet(self, row: int) -> list[tuple[Rule, Condition]]:
+        known = {field: found[row] for field, found in self._facts.items()}
+        return [(rule, condition) for rule in self.policy.specification for condition in rule.unmet(known)]
+
+    def _remedies(self, row: int, ranked: list[int]) -> dict[str, int | None]:
+        """The rules a parcel breaks, each with the action that mends it, of several the one worth most, if any does."""
+        out: dict[str, int | None] = {}
+        o = self.options
+        for rule, condition in self._unmet(row):
+            if out.get(rule.rule) is None:
+                mending = (k for k in ranked if o is not None and self._mends(o, row, k, condition))
+                out[rule.rule] = next(mending, None)
+        return out
+
+    @staticmethod
+    def _mends(o: Options, row: int, k: int, condition: Condition) -> bool:
+        to = o.actions[k].to
+        short = isinstance(condition.value, (int, float)) and to is not None and condition.met(to) is False
+        return mends(o.keys[k], condition.field) and not o.breaks[row, k] and not short
 
     def handoff(self, row: int) -> dict[str, Any]:
         """What the carrier needs to know of a parcel and does not."""
@@ -337,7 +358,8 @@ class Advisor:
         decision_id = asking.new_id()
         o = self.options
         ranked = [] if o is None else o.ranked(row)
-        chosen, held, full = self._choose(ranked, row, parcel_id, capacity, asking)
+        remedies = self._remedies(row, ranked)
+        chosen, held, full = self._choose(ranked, row, parcel_id, capacity, asking, remedies)
         key = None if chosen is None else self._key(chosen)
         view = None if o is None else _View(o, row, self._lines(row))
         listed = (
@@ -347,8 +369,13 @@ class Advisor:
         )
         for option in listed:
             option["recommended"] = option["action"] == key
-            if option["why_not"] is None and not option["recommended"]:
-                option["why_not"] = "the parcel is left as it is, to measure" if held else "one action is enough"
+            if option["recommended"]:
+                option["why_not"] = None
+            elif option["why_not"] is None:
+                rest = (
+                    "a broken packing rule comes first" if asking.rules_first and remedies else "one action is enough"
+                )
+                option["why_not"] = "the parcel is left as it is, to measure" if held else rest
         body["actions"] = listed
         # Of what is withheld the control arm sees nothing anywhere, so the ladder lacks its rung.
         rungs = [] if view is None else self._ladder(view, key)
@@ -363,7 +390,7 @@ class Advisor:
         body["advice"] = {
             "decision_id": decision_id,
             "action": None if held else key,
-            "text": self._said(listed, full, held, body["violations"]),
+            "text": self._said(listed, full, held, remedies),
             "arm": "none" if key is None else "control" if held else "act",
             "propensity": propensity,
             "owner": None if held or named is None else named.owner,
@@ -414,14 +441,25 @@ class Advisor:
         return self.options.keys[k]
 
     def _choose(
-        self, ranked: list[int], row: int, parcel_id: str, capacity: Capacity | None, asking: Asking
+        self,
+        ranked: list[int],
+        row: int,
+        parcel_id: str,
+        capacity: Capacity | None,
+        asking: Asking,
+        remedies: Mapping[str, int | None],
     ) -> tuple[int | None, bool, list[int]]:
         """The first action worth doing that there is room for, whether it is withheld, and those without room before.
 
         What a rule or the handoff demands is not drawn: the control arm would be told to do it all the same. That arm
         takes no room, but is drawn only where there is some. What is not shown does take it: it tells what would have
-        been advised in a day.
+        been advised in a day. Where rules come first, what mends one takes its room even if none is left.
         """
+        if asking.rules_first and remedies:
+            k = next((k for k in remedies.values() if k is not None), None)
+            if k is not None and capacity is not None:
+                capacity.take(self.policy, self._key(k), str(self._day[row]), parcel_id, do=True)
+            return k, k is not None and not asking.shown, []
         full: list[int] = []
         may = [] if self.options is None else self.options.open[row].tolist()
         for k in ranked:
@@ -536,14 +574,18 @@ class Advisor:
         seen.sort(key=lambda x: -abs(x[2] - x[1]))
         return ", ".join(f"{WORDS[t]} {100 * b:.1f} % -> {100 * a:.1f} %" for t, b, a in seen[:2]) or "no risk moves"
 
-    def _said(self, listed: list[dict[str, Any]], full: list[int], held: bool, violations: list[dict[str, Any]]) -> str:
+    def _said(
+        self, listed: list[dict[str, Any]], full: list[int], held: bool, remedies: Mapping[str, int | None]
+    ) -> str:
         """The advice in words. A broken rule is to be mended whatever that is worth: nothing to do would be a lie."""
-        rules = dict.fromkeys(violation["rule"] for violation in violations)
-        first = f"A packing rule is broken, mend that first ({'; '.join(rules)}). " if rules else ""
+        advised = next((option for option in listed if option["recommended"]), None)
+        told = None if advised is None else advised["action"]
+        named = [(r, None if k is None or self._key(k) == told else self._key(k)) for r, k in remedies.items()]
+        rules = "; ".join(rule if key is None else f"{rule}: {self._what(key)}" for rule, key in named)
+        first = f"A packing rule is broken, mend that first ({rules}). " if rules else ""
         nothing = "Beyond that nothing" if rules else "Nothing"
-        for option in listed:
-            if option["recommended"]:
-                return str(option["text"])
+        if advised is not None:
+            return f"{first}{advised['text']}"
         if held:
             return f"{first}{nothing} to do."
         if self.options is None:

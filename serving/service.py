@@ -398,6 +398,7 @@ def _scan(request: Request) -> dict[str, Any]:
         lambda: asked.get("decision_id") or new_id(),
         shown(policy, _zone(loaded), now),
         0.0 if policy is None else policy.station_least_benefit,
+        rules_first=True,
     )
     answers, decisions = _answer(Work(requests, loaded, asking))
     problem = _record(decisions)

@@ -26,7 +26,7 @@ from serving.actions.benefit import Options, spent, weigh
 from serving.actions.effects import ASSUMED, ESTIMATED, MEASURED, PROTECTED, TRUST
 from serving.actions.packages import Ladder
 from serving.actions.parcels import Parcels, goods_value
-from serving.actions.rules import facts, incomplete
+from serving.actions.rules import facts, incomplete, mends
 
 __all__ = [
     "ASSUMED",
@@ -40,6 +40,7 @@ __all__ = [
     "facts",
     "goods_value",
     "incomplete",
+    "mends",
     "spent",
     "weigh",
 ]

@@ -23,6 +23,11 @@ MENDS: dict[str, tuple[str, ...]] = {
 """Kinds of action, and the fields of a parcel that they change."""
 
 
+def mends(action: str, field: str) -> bool:
+    """Whether an action, by its key, mends a rule that requires a field to be otherwise; nobody knows that of sides."""
+    return field not in SIDES and field in MENDS.get(action.partition(":")[0], ())
+
+
 Facts = Mapping[str, list[Any]]
 """What is known of each field that a packing rule reads: a value per parcel, None where it is not known."""
 

@@ -18,6 +18,8 @@ from typing_extensions import TypedDict
 
 from features.contracts import Column
 from features.definitions import FEATURES
+from features.treated import COLUMNS
+from serving.actions import mends
 from serving.pages.texts import Texts
 from serving.policy import Policy
 from serving.schemas import Fields, ReportDocs
@@ -49,7 +51,7 @@ class Scanned(TypedDict):
     kind: Annotated[
         Literal["usual", "do", "mind", "none"],
         Field(
-            description="usual: nothing to do; do: the action; mind: a rule or protocol of the shop; "
+            description="usual: nothing to do; do: the action; mind: a rule or protocol of the shop no action mends; "
             "none: no advice, or no such parcel waits"
         ),
     ]
@@ -93,8 +95,11 @@ OVERRIDES: dict[str, str] = {
 DONE = "DS-DONE"
 """The control code for "done as advised"."""
 
+_COLUMN_KINDS = {column: kind for kind, column in COLUMNS.items() if kind != "package"}
+"""Columns that one action mends, in words that name nothing else, and that action."""
 _DECISION_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _POINTS = re.compile(r": [+-]?[\d.]+ points$")
+_REQUIRED = re.compile(r" (at least|at most|one of|is) (.*)", re.DOTALL)
 _USUAL = ", usual here is "
 _NUMBER = re.compile(r"(about )?(-?[\d,]*\.?\d+(?:e[+-]?\d+)?)(?: (\S+))?")
 
@@ -104,8 +109,8 @@ class Verdict:
     """What the packer reads.
 
     Attributes:
-        kind: `usual` (nothing to do), `do` (one thing to do), `mind` (a rule or a protocol of the shop's own) or `none`
-            (there is no advice).
+        kind: `usual` (nothing to do), `do` (one thing to do), `mind` (a rule or a protocol of the shop's own that no
+            action answers) or `none` (there is no advice).
         verdict: in at most twelve words.
         action: the one thing to do; empty if there is none.
         key: of the action, to report it by; None if none was advised.
@@ -152,18 +157,18 @@ def verdict(answer: Mapping[str, Any], t: Texts, *, shown: bool = True) -> Verdi
     advice = answer["advice"]
     if not shown:
         return Verdict("usual", t("station.usual"))
-    broken = [v["rule"] for v in answer["violations"]]
-    option = next((o for o in answer["actions"] if o["recommended"]), None)
-    if advice is not None and option is not None and advice["action"] is not None:
+    advised = advice is not None and advice["action"] is not None
+    option = next((o for o in answer["actions"] if advised and o["recommended"]), None)
+    if answer["violations"]:
+        return _rule(answer, option, t)
+    if option is not None:
         moved = _moved(option)
         target = moved[0] if moved else None
-        reasons = [*broken, *_handling(answer), *_risk(option, moved, t), *_drivers(answer, target, option["owner"], t)]
+        reasons = [*_handling(answer), *_risk(option, moved, t), *_drivers(answer, target, option["owner"], t)]
         if option["owner"] != "packing":
             reasons.insert(0, t("station.owner", team=t.word("team", option["owner"])))
         said = t("station.do" if target is None else f"station.do_{target}")
         return Verdict("do", said, _do(option["action"], answer, t), option["action"], _fit(reasons))
-    if broken:
-        return Verdict("mind", t("station.rule"), _cut(broken[0], 120), None, _fit([*broken[1:], *_handling(answer)]))
     for protocol in answer["exceptions"]:
         if protocol["owner"] == "packing" and protocol["steps"]:
             first, *rest = protocol["steps"]
@@ -177,6 +182,65 @@ def verdict(answer: Mapping[str, Any], t: Texts, *, shown: bool = True) -> Verdi
         why = t("station.no_policy") if advice is None else t("station.no_model")
         return Verdict("none", t("station.none"), reasons=_fit([*_handling(answer), why]))
     return Verdict("usual", t("station.usual"), reasons=_fit(_handling(answer)))
+
+
+def _rule(answer: Mapping[str, Any], option: Mapping[str, Any] | None, t: Texts) -> Verdict:
+    """What to say where a packing rule is broken: what mends it, and what is given and required.
+
+    What was advised is said if it mends one of the rules, as `serving.advice.Asking.rules_first` has it. Else nothing
+    that is offered does, and the first rule is said with what its column asks for, or in the shop's own words.
+    """
+    violations = answer["violations"]
+    key = None if option is None else option["action"]
+    mended = [v for v in violations if key is not None and mends(key, v["field"])]
+    first = (mended or violations)[0]
+    given = _given(first, t)
+    reasons = [given, *(() if option is None or not mended else _risk(option, _moved(option), t))]
+    rest = [v for v in violations if v["rule"] != first["rule"] and v not in mended]
+    if rest:
+        reasons.append(t("station.also", rest="; ".join(dict.fromkeys(_remedy(v, t) for v in rest))))
+    reasons += _handling(answer)
+    if option is None or not mended:
+        action = _remedy(first, t)
+        named = [] if action == first["rule"] else [first["rule"]]
+        return Verdict("mind", t("station.rule"), _cut(action, 120), None, _fit([*reasons, *named]))
+    reasons.append(first["rule"])
+    if option["owner"] != "packing":
+        reasons.insert(1, t("station.owner", team=t.word("team", option["owner"])))
+    return Verdict("do", t("station.rule"), _do(option["action"], answer, t), option["action"], _fit(reasons))
+
+
+def _remedy(violation: Mapping[str, Any], t: Texts) -> str:
+    """What mends a rule, by the column it requires to be better; the rule's own words where only the shop knows."""
+    kind = _COLUMN_KINDS.get(violation["field"])
+    most = violation["required"].startswith(f"{violation['field']} at most")
+    return str(violation["rule"]) if kind is None or most else t(f"station.{kind}")
+
+
+def _given(violation: Mapping[str, Any], t: Texts) -> str:
+    """What is given of a parcel and what its rule requires."""
+    field = violation["field"]
+    found = _REQUIRED.fullmatch(violation["required"].removeprefix(field))
+    if found is None:
+        return str(violation["rule"])
+    operator, value = found.groups()
+    name = t.all.get(f"driver.{field}", field.replace("_", " ").capitalize())
+    given, required = _figure(field, violation["given"], t), _figure(field, value, t)
+    return t(f"station.{operator.replace(' ', '_')}", feature=name, given=given, required=required)
+
+
+def _figure(field: str, value: Any, t: Texts) -> str:
+    """A value of a rule in the language of the texts, as the feature of its name is said."""
+    if isinstance(value, bool):
+        return _value("yes" if value else "no", t)
+    try:
+        number = float(value)
+    except ValueError:
+        return t.word(
+            "package" if field == "package_type" else "value", {"true": "yes", "false": "no"}.get(value, value)
+        )
+    feature = FEATURES.get(field)
+    return _value(f"{number:g}" if feature is None else feature.words(number), t)
 
 
 def _moved(option: Mapping[str, Any]) -> list[str]:

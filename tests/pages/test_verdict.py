@@ -45,6 +45,15 @@ options = st.fixed_dictionaries(
 )
 
 
+required = st.sampled_from(["label_grade at least C", "void_fill_ratio at most 0.4", "documents_complete is true"])
+violations = st.builds(
+    lambda rule, said, given: {"rule": rule, "field": said.partition(" ")[0], "given": given, "required": said},
+    names,
+    required | names.map("package_type one of {}".format) | names.map("carrier is {}".format),
+    names | st.booleans() | st.floats(0, 1),
+)
+
+
 @st.composite
 def answers(draw: st.DrawFn) -> dict[str, Any]:
     """What an answer may say, as far as the station reads it."""
@@ -56,7 +65,7 @@ def answers(draw: st.DrawFn) -> dict[str, Any]:
         "degraded": draw(st.booleans()),
         "actions": [] if option is None else [option],
         "packages": [{"package": draw(names), "current": draw(st.booleans())}],
-        "violations": draw(st.lists(st.fixed_dictionaries({"rule": names}), max_size=4)),
+        "violations": draw(st.lists(violations, max_size=4)),
         "handoff": draw(st.none() | st.just({"incomplete": [{"column": "parcels.documents_complete"}]})),
         "exceptions": draw(
             st.lists(
@@ -77,13 +86,30 @@ def test_a_verdict_fits_a_glance_whatever_the_answer_says(answer: dict[str, Any]
     assert len(said.reasons) <= REASONS and all(0 < len(r) <= CHARACTERS for r in said.reasons)
     assert len(said.action) <= 120
     advised = answer["advice"] and answer["advice"]["action"]
-    assert said.key == (advised if visible else None)  # what can be answered is what was advised, and shown
+    # What can be answered is what was advised, and shown; beside a broken rule only what mends one is.
+    assert said.key in ((advised, None) if answer["violations"] else (advised,)) if visible else said.key is None
+    if visible and answer["violations"]:
+        assert said.verdict.startswith("A packing rule is broken")
     assert bool(said.key) == (said.kind == "do")
     if not visible:
         assert (said.kind, said.verdict, said.action, said.reasons) == ("usual", "Pack as usual", "", ())
 
 
-_NAMES = ("target", "team", "to", "now", "before", "after", "feature", "value", "driver", "usual")
+_NAMES = (
+    "given",
+    "required",
+    "rest",
+    "target",
+    "team",
+    "to",
+    "now",
+    "before",
+    "after",
+    "feature",
+    "value",
+    "driver",
+    "usual",
+)
 
 
 def test_every_verdict_of_the_catalogue_has_at_most_twelve_words() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 from pydantic import TypeAdapter
 from shops import Shop
 
-from serving.advice import Capacity
+from serving.advice import Asking, Capacity
+from serving.pages.texts import Texts
+from serving.pages.verdict import Verdict, verdict
 from serving.policy import Policy
 from serving.schemas import Answer
 from serving.score import decide
@@ -107,7 +109,7 @@ def test_words_do_not_say_there_is_nothing_to_do_where_a_rule_is_broken(shop: Sh
     rule = {"rule": "no bags", "require": [{"field": "package_type", "is": "none of these"}]}
 
     def change(document: dict[str, Any]) -> None:
-        document |= {"specification": [rule], "least_benefit": 1e6}
+        document |= {"specification": [rule], "least_benefit": 1e6}  # a type that no package is: nothing mends it
 
     def withheld_(document: dict[str, Any]) -> None:
         document["specification"] = [rule]
@@ -130,6 +132,76 @@ def test_words_do_not_say_there_is_nothing_to_do_where_a_rule_is_broken(shop: Sh
         assert all(x.startswith("A packing rule is broken, mend that first (no bags). ") for x in said)
         assert any(goes_on in x for x in said), (goes_on, said[:2])
         assert not any("Nothing" in x for x in said)
+
+
+def test_the_station_says_what_mends_a_broken_rule_and_the_rest_after_it(shop: Shop) -> None:
+    """Whatever it is worth, whatever else is, and whether or not there is a model, an action or room for it."""
+    asked = copy.deepcopy(shop.requests[:12])
+    for request in asked:
+        request["parcel"] |= {"label_grade": "F", "void_fill_ratio": 0.1}
+    label = {"rule": "labels that scan", "require": [{"field": "label_grade", "at_least": "C"}]}
+    fill = {"rule": "nothing rattles", "require": [{"field": "void_fill_ratio", "at_least": 0.4}]}
+
+    def said(
+        *rules: dict[str, Any], model: bool = True, free: bool = False, **fix: Any
+    ) -> list[tuple[Verdict, dict[str, Any], dict[str, Any]]]:
+        def change(document: dict[str, Any]) -> None:
+            document |= {"specification": list(rules), "least_benefit": 0.0 if free else 1e6}
+            document["actions"]["fix_label"] |= fix
+            document["tiers"] = []
+
+        asking = Asking(least_benefit=0.0 if free else 1e6, rules_first=True)
+        bundle = shop.bundle if model else None
+        found = decide(bundle, shop.snapshot, shop.policy(change), asked, Capacity(), asking)
+        return [(verdict(b, Texts.load()), b, d) for b, d in zip(*found, strict=True)]
+
+    for free in (False, True):
+        for change in ({}, {"cost": 999.0}, {"capacity_per_day": 0}, {"randomize": 0.9}):
+            for shown, body, decision in said(label, free=free, **change):
+                assert (shown.kind, shown.key, shown.action) == ("do", "fix_label", "Print the label again")
+                assert shown.verdict.startswith("A packing rule is broken")
+                assert shown.reasons[0] == "Label grade F, at least C" and "→" in shown.reasons[1]
+                assert (decision["action"], decision["arm"], decision["propensity"]) == ("fix_label", "act", 1.0)
+                assert decision["demanded"]
+                [option] = [o for o in body["actions"] if o["recommended"]]
+                assert (option["action"], option["why_not"]) == ("fix_label", None)
+                assert body["advice"]["text"].startswith("A packing rule is broken, mend that first (labels that scan)")
+                TypeAdapter(Answer).validate_python(body)
+    for shown, *_ in said(label, fill):
+        assert shown.key == "fix_label"
+        assert "→" in shown.reasons[1] and shown.reasons[2] == "Also: Fill the empty space"
+    for shown, *_ in said(fill, label):
+        assert shown.key == "add_fill"
+        assert shown.reasons[0] == "Empty space filled 10.0 %, at least 40.0 %"
+        assert shown.reasons[-1] == "Also: Print the label again"
+    for shown, body, _ in said(label, model=False):
+        assert (shown.kind, shown.key, shown.action) == ("mind", None, "Print the label again")
+        assert shown.reasons[0] == "Label grade F, at least C" and body["advice"]["action"] is None
+    strong = {"rule": "in foam", "require": [{"field": "package_type", "is": "foam_box"}]}
+    for shown, *_ in said(strong):
+        assert shown.key in ("package:foam_box", None)
+    most = {"rule": "room to breathe", "require": [{"field": "void_fill_ratio", "at_most": 0.05}]}
+    for shown, _, decision in said(most, free=True):  # nothing mends it, and nothing else is said in its place
+        assert (shown.kind, shown.key, shown.action) == ("mind", None, "room to breathe")
+        assert (decision["action"], decision["arm"]) == (None, "none")
+
+
+def test_the_words_say_a_broken_rule_before_what_is_worth_most(shop: Shop) -> None:
+    label = {"rule": "labels that scan", "require": [{"field": "label_grade", "at_least": "C"}]}
+    asked = copy.deepcopy(shop.requests)
+    for request in asked:
+        request["parcel"] |= {"label_grade": "F"}
+
+    def change(document: dict[str, Any]) -> None:
+        document["specification"] = [label]
+        document["actions"]["fix_label"]["cost"] = 999.0
+
+    bodies, _ = decide(shop.bundle, shop.snapshot, shop.policy(change), asked)
+    first = "A packing rule is broken, mend that first (labels that scan: Print the label again). "
+    assert any(b["advice"]["action"] for b in bodies)
+    for body in bodies:
+        assert body["advice"]["text"].startswith(first)
+        assert body["advice"]["action"] != "fix_label"
 
 
 def test_the_handoff_is_complete_or_says_what_is_missing(shop: Shop) -> None:
