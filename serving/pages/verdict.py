@@ -289,6 +289,11 @@ def _driver(driver: Mapping[str, Any], t: Texts) -> str:
         named = t.all.get(f"driver.{feature.name}", feature.text)
         value = _value(words.removeprefix(feature.text).strip(), t)
         words, usual = t("station.driver", feature=named, value=value), _value(usual, t)
+        if len(words) > CHARACTERS:  # the figure is the reason: the name gives way, its span of time first
+            head, comma, tail = named.rpartition(", ")
+            named = f"{head}:" if comma and tail.endswith(":") else named
+            named = _cut(named, CHARACTERS - len(t("station.driver", feature="", value=value)))
+            words = t("station.driver", feature=named, value=value)
     both = t("station.driver_usual", driver=words, usual=usual) if usual else words
     return both if len(both) <= CHARACTERS else words
 

@@ -143,6 +143,19 @@ def test_a_reason_says_in_the_catalogues_words_what_the_answer_says(
         assert not re.search("[A-Za-z]", re.sub(r"\d+e[−+]\d+|\b[A-F]\b", "", words)), words
 
 
+def test_a_long_reason_keeps_its_figure() -> None:
+    for feature in FEATURES.values():
+        text = f"{feature.say(3.0)}, usual here is {feature.words(0.02)}"
+        driver = {"feature": feature.name, "team": feature.team, "value": 3.0, "points": 0.1, "lever": True}
+        option = {"action": "add_fill", "owner": "packing", "recommended": True, "risks": {"late": (0.3, 0.1)}}
+        answer = {
+            "advice": {"action": "add_fill"}, "violations": [], "actions": [option], "tier": None, "returns": [],
+            "risks": {"late": {"drivers": [{**driver, "text": f"{text}: +10.0 points"}]}}, "packages": [],
+        }  # fmt: skip
+        _, said = verdict(answer, TEXTS).reasons
+        assert feature.words(3.0).replace("-", "−") in said and len(said) <= CHARACTERS, said
+
+
 def test_the_catalogue_names_features_as_they_are_registered() -> None:
     named = {k.removeprefix("driver."): v for k, v in TEXTS.all.items() if k.startswith("driver.")}
     assert named.items() <= {f.name: f.text for f in FEATURES.values()}.items()  # one that is not there says its own
