@@ -295,7 +295,7 @@ def _peers(
         total = [np.zeros((int(home.max()) + 1, reasons)) for _ in kept]
         for t, x in zip(total, kept, strict=True):
             np.add.at(t, home, x)
-        worth = _strength(*total, usual)
+        worth = _strength(total[0], total[1], usual)
         return total[0][home] - kept[0] + worth * usual, total[1][home] - kept[1] + worth
 
     def suspect(due: Array) -> Array:
