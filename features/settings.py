@@ -49,7 +49,7 @@ class Problem:
     """One thing that is wrong with a dataset.
 
     Attributes:
-        table: the table, file or `dataset.toml` it is in.
+        table: the table, file or `dataset.toml` it is in; empty where the message names it already.
         column: column or key; empty where the whole table is meant.
         what: what is wrong, in a person's words.
         count: how many rows (or places) have it.
@@ -68,8 +68,8 @@ class Problem:
 
     @property
     def place(self) -> str:
-        """`table.column`, or the table alone."""
-        return f"{self.table}.{self.column}" if self.column else self.table
+        """`table.column`, or the one of them that is named."""
+        return ".".join(part for part in (self.table, self.column) if part)
 
     def __str__(self) -> str:
         parts = [f"{self.place}: {self.what}"]

@@ -152,6 +152,12 @@ def parse_url(text: str) -> URL:
             raise LedgerError(f"{url.render_as_string()}: a ledger is not kept on {other}: give {FORMS}")
 
 
+def must_exist(url: URL) -> None:
+    """Raises LedgerError if the URL is that of an SQLite file that does not exist. Of a server nothing is asked."""
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        raise LedgerError(f"{url.render_as_string()}: there is no such file: name the ledger's database")
+
+
 class Database:
     """The chain and the customers' keys.
 

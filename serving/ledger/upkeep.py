@@ -7,11 +7,13 @@ from datetime import datetime, timedelta
 from serving.ledger import Paths, Recorder, kept
 from serving.ledger.base import LedgerError, stamp
 from serving.ledger.seals import Heads, Secrets
-from serving.ledger.store import Change, Database
+from serving.ledger.store import Change, Database, must_exist, parse_url
 
 
 def opened(url: str, paths: Paths) -> Database:
     """The database of a ledger, with its key file, which must be there. Raises LedgerError."""
+    if not paths.key.exists():  # it lies beside the database, so where that is misspelt, it is what is missing
+        must_exist(parse_url(url))
     return Database(url, Secrets.load(paths.key))
 
 

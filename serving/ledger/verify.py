@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from serving.ledger import kept
 from serving.ledger.base import LedgerError, UnavailableError
 from serving.ledger.seals import Head, Heads, chained, decrypt, digest, genesis
-from serving.ledger.store import CONTENT, KEYS, RECORDS, VERSION, Database, owner, unavailable
+from serving.ledger.store import CONTENT, KEYS, RECORDS, VERSION, Database, must_exist, owner, unavailable
 
 MOST = 100
 """Findings that are listed; more are counted."""
@@ -80,8 +80,7 @@ def verify(database: Database, heads: Path, journal: Path | None = None) -> Verd
     Raises:
         LedgerError: there is no such file, or PostgreSQL does not answer. What is damaged is a finding.
     """
-    if database.sqlite and not Path(str(database.url.database)).exists():
-        raise LedgerError(f"{database.name}: there is no such file: name the ledger's database")
+    must_exist(database.url)
     check = _Check(database, Heads(heads), set() if journal is None else kept(journal))
     try:
         return check.run()

@@ -8,7 +8,7 @@ same way. A mistake never hides another: everything that is wrong is raised as o
     reader   from the file to a `Policy`
 """
 
-from serving.policy.keys import ACTIONS, ANY, FIELDS, NAME, OPERATORS, SECTIONS, SOURCES, Key
+from serving.policy.keys import ACTIONS, ANY, FIELDS, OPERATORS, SECTIONS, SOURCES, Key
 from serving.policy.parts import (
     Action,
     Condition,
@@ -27,7 +27,6 @@ __all__ = [
     "ACTIONS",
     "ANY",
     "FIELDS",
-    "NAME",
     "OPERATORS",
     "SECTIONS",
     "SOURCES",

@@ -9,8 +9,6 @@ from typing import Any
 from features.contracts import TABLES
 from features.vocabulary import TEAMS
 
-NAME = "policy.toml"
-
 ACTIONS: dict[str, str] = {
     "package": "pack it in another package; the keys are `package:<package_type>`",
     "carrier": "give it to another carrier or service; the keys are `carrier:<carrier>/<service>`",

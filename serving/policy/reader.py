@@ -17,7 +17,7 @@ from typing import Any
 from features.contracts import TABLES
 from features.settings import Problem, suggestion
 from features.vocabulary import LABEL_GRADES, TARGETS, TEAMS
-from serving.policy.keys import ACTIONS, FIELDS, NAME, OPERATORS, SECTIONS, SOURCES, Key
+from serving.policy.keys import ACTIONS, FIELDS, OPERATORS, SECTIONS, SOURCES, Key
 from serving.policy.parts import (
     Action,
     Condition,
@@ -99,11 +99,11 @@ class Policy:
             text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
         except OSError as error:
             why, todo = error.strerror, "make one with `doorstep policy init DATASET`"
-            raise PolicyError([Problem(NAME, "", f"cannot be read: {why}", todo=todo)], path) from None
+            raise PolicyError([Problem(path.name, "", f"cannot be read: {why}", todo=todo)], path) from None
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             why, todo = f"line {line} is not UTF-8 (byte {error.object[error.start]:#04x})", "save the file as UTF-8"
-            raise PolicyError([Problem(NAME, "", f"cannot be read: {why}", todo=todo)], path) from None
+            raise PolicyError([Problem(path.name, "", f"cannot be read: {why}", todo=todo)], path) from None
         return Policy.parse(text, path)
 
     @staticmethod
@@ -116,7 +116,8 @@ class Policy:
         try:
             document = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise PolicyError([Problem(NAME, "", f"is no TOML: {error}")], where) from None
+            named = Path(str(where)).name or "the policy"
+            raise PolicyError([Problem(named, "", f"is no TOML: {error}")], where) from None
         reader = _Reader(document)
         policy = reader.policy()
         if reader.problems:
@@ -149,7 +150,7 @@ class _Reader:
 
     def wrong(self, place: str, what: str, allowed: str = "", todo: str = "") -> None:
         allowed = allowed.replace("in currency", f"in {self.currency}")
-        self.problems.append(Problem(NAME, place, what, allowed=allowed, todo=todo))
+        self.problems.append(Problem("", place, what, allowed=allowed, todo=todo))
 
     def policy(self) -> Policy:
         d = self.document

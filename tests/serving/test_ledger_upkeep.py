@@ -180,6 +180,10 @@ def test_the_commands(told: Recorder, tmp_path: Path, database_url: str) -> None
     assert "record 3 was changed: its hash is not that of its content" in run("verify", *files, status=1)
     assert "key file is not there" in run("verify", "--key", str(tmp_path / "nix"), status=2)
     assert "no such file" in run("verify", f"sqlite:///{tmp_path}/nix.db", *files, status=2)
+    # Its key file would lie beside it: what is misspelt is named, not that.
+    for command in (["verify"], ["export", "--out", str(tmp_path / "no")]):
+        said = run(command[0], f"sqlite:///{tmp_path}/nix.db", *command[1:], status=2)
+        assert "nix.db: there is no such file: name the ledger's database" in said
     assert not (tmp_path / "nix.db").exists()
 
 
