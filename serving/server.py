@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import signal
 import socket
@@ -195,6 +196,20 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def _states(host: str, port: int) -> dict[str, str]:
+    """What became of what is configured, by its name, as the service tells in its metrics; empty if it does not."""
+    connection = http.client.HTTPConnection(host, port, timeout=5)
+    try:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    except (OSError, http.client.HTTPException):
+        return {}
+    finally:
+        connection.close()
+    shown = re.findall(r'^doorstep_published\{state="(\w+)",what="(\w+)"\} 1\.0$', text, re.MULTILINE)
+    return {what: state for state, what in shown}
+
+
 def _announce(url: str, workers: int, ledger: str | None, out: TextIO) -> None:
     """Say that the service answers, once it does, and with what."""
     host, _, port = url.removeprefix("http://").rpartition(":")
@@ -212,6 +227,7 @@ def _announce(url: str, workers: int, ledger: str | None, out: TextIO) -> None:
         time.sleep(0.1)
     else:
         return
+    states = _states(address, int(port))
     for name, without in (
         ("bundle", "base rates only"),
         ("snapshot", "base rates only"),
@@ -220,7 +236,15 @@ def _announce(url: str, workers: int, ledger: str | None, out: TextIO) -> None:
         ("waiting", "the packing station finds no parcel"),
     ):
         path = os.environ.get(f"DOORSTEP_{name.upper()}")
-        print(f"{name}: {path or f'none: {without}'}", file=out)
+        if not path:
+            said = f"none: {without}"
+        elif states.get(name) == "refused":
+            said = f"refused: {path}: {without}; the error above says why"
+        elif states.get(name) == "absent":
+            said = f"not there: {path}: {without}, until something is published there"
+        else:
+            said = path
+        print(f"{name}: {said}", file=out)
     print(f"ledger: {ledger or 'none: decisions are not recorded'}", file=out)
     processes = f", {workers} workers" if workers > 1 else ""
     print(f"Doorstep answers on {url}{processes}. Ask it, with the worked example of {url}/docs.json:", file=out)

@@ -51,7 +51,7 @@ from serving.pages.verdict import SCAN_DOCS, read_scan, shown, unknown, verdict
 from serving.policy import Policy
 from serving.schemas import EXAMPLE, Answer, Invalid, Rules, openapi
 from serving.score import decide, unknown_codes
-from serving.store import Watcher
+from serving.store import STATES, Watcher
 from serving.together import Together
 from serving.waiting import DAYS, Waiting, WaitingError
 
@@ -123,7 +123,11 @@ class Live:
             os.environ.get("DOORSTEP_POLICY") or None, self._load_policy, name="policy", on_change=self._swap
         )
         self.diagnosis = Watcher(
-            os.environ.get("DOORSTEP_DIAGNOSIS") or None, prepared, name="diagnosis", manifest=SUMMARY
+            os.environ.get("DOORSTEP_DIAGNOSIS") or None,
+            prepared,
+            name="diagnosis",
+            on_change=lambda: self.on_swap(self.loaded),
+            manifest=SUMMARY,
         )
         self.capacity = Capacity()
         self.loaded = Loaded(None, None, _RULES)
@@ -229,12 +233,27 @@ class Metrics:
         self.info: Gauge = Gauge(
             "doorstep_bundle_info", "1 for what is served now", ["bundle", "as_of"], multiprocess_mode="livemax"
         )
+        self.states: Gauge = Gauge(
+            "doorstep_published",
+            "1 for the state of what is published where: loaded, refused or absent",
+            ["what", "state"],
+            multiprocess_mode="livemax",
+        )
         advice = Counter("doorstep_advice_total", "Decisions about parcels", ["action", "arm"])
         self.advice: Callable[[str, str], Counter] = functools.lru_cache(256)(advice.labels)
         self._shown: Gauge | None = None
 
     def swapped(self, loaded: Loaded) -> None:
-        """Say which bundle and snapshot are served now."""
+        """Say which bundle and snapshot are served now, and what of all that is published was refused."""
+        state = live()
+        for what, watcher in (
+            ("bundle", state.bundle),
+            ("snapshot", state.snapshot),
+            ("policy", state.policy),
+            ("diagnosis", state.diagnosis),
+        ):
+            for known in STATES:
+                self.states.labels(what, known).set(known == watcher.state)
         if self._shown is not None:
             self._shown.set(0)
         bundle = "none" if loaded.bundle is None else loaded.bundle.name
@@ -444,6 +463,7 @@ def _status() -> Status:
         bundle=None if loaded.bundle is None else loaded.bundle.name,
         as_of=None if loaded.snapshot is None else f"{loaded.snapshot.as_of}Z",
         policy=None if loaded.policy is None else loaded.policy.digest,
+        policy_problem=live().policy.problem,
         ledger=live().recorder is not None,
         waiting=live().waiting is not None,
         answer_ms=int(os.environ.get("DOORSTEP_STATION_MS") or Status.answer_ms),

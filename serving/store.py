@@ -39,6 +39,10 @@ RETRY_SECONDS = 30.0
 logger = logging.getLogger("doorstep.store")
 
 
+STATES = ("loaded", "refused", "absent")
+"""Of what is published at a path; absent: nothing is, or no path is watched."""
+
+
 class StoreError(ValueError):
     """A path is no bundle, no snapshot and no store of them; says what was found and what to do."""
 
@@ -180,6 +184,11 @@ class Watcher(Generic[T]):
 
     def _without(self) -> str:
         return "the last good one stays in use" if self.value is not None else "answering without one"
+
+    @property
+    def state(self) -> str:
+        """Of what is published now, one of `STATES`."""
+        return "refused" if self.problem is not None else "absent" if self.value is None else "loaded"
 
     def start(self, interval: float = 1.0) -> None:
         """Look every `interval` seconds from a daemon thread, until `stop`."""

@@ -43,11 +43,15 @@ HEADERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Status:
-    """What the service answers with now, in words for people; None: it has none."""
+    """What the service answers with now, in words for people; None: it has none.
+
+    `policy_problem` is why the policy that is published was refused; an older one may still be in use.
+    """
 
     bundle: str | None = None
     as_of: str | None = None
     policy: str | None = None
+    policy_problem: str | None = None
     ledger: bool = False
     waiting: bool = False
     answer_ms: int = 250

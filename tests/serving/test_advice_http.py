@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -188,4 +189,24 @@ def test_rules_and_handoff_need_no_model(
         body = service.http.post("/v1/risk", json=request_).json()
         assert (body["policy"], body["advice"], body["actions"], body["violations"]) == (None, None, [], [])
         assert "no policy is published at" in service.log
+        assert f"policy: not there: {tmp_path / 'none.toml'}: no advice" in service.log
+        assert "none: no advice" in service.http.get("/").text
         assert service.http.get("/readyz").status_code == 200
+
+
+def test_a_policy_that_is_refused_is_told_so_at_the_start_and_on_the_overview(
+    run_service: Callable[..., Any], file: Path, tmp_path: Path
+) -> None:
+    broken, nowhere = tmp_path / "broken.toml", tmp_path / "nowhere"
+    broken.write_text("failures = 3")
+    with run_service(DOORSTEP_POLICY=broken, DOORSTEP_DIAGNOSIS=nowhere) as service:
+        assert f"policy: refused: {broken}: no advice; the error above says why" in service.log
+        assert f"diagnosis: not there: {nowhere}: its pages say how to make one" in service.log
+        told = service.http.get("/").text
+        assert "refused: no advice." in told
+        assert "broken.toml cannot be used" in told
+        assert service.metrics()['doorstep_published{state="refused",what="policy"}'] == 1
+        shutil.copy(file, tmp_path / "mended")
+        (tmp_path / "mended").replace(broken)
+        until(lambda: service.metrics()['doorstep_published{state="loaded",what="policy"}'] == 1)
+        assert "refused" not in service.http.get("/").text

@@ -118,7 +118,10 @@ def test_a_bundle_that_was_changed_is_refused_in_words(trained, tmp_path: Path) 
 
 def test_variables_stand_behind_flags(trained, tmp_path: Path) -> None:
     words = ("score", trained.dataset, "--out", tmp_path / "s.parquet", "--decided-from", "2025-12-20")
-    assert run(*words, DOORSTEP_BUNDLE=str(tmp_path / "none")).exit_code == 2
+    none = run(*words, DOORSTEP_BUNDLE=str(tmp_path / "none"))
+    assert none.exit_code == 2
+    assert "found nothing" in none.stderr
+    assert "to do: name a bundle, such as --bundle runs/NAME/bundle" in none.stderr
     assert run(*words, DOORSTEP_BUNDLE=str(trained.bundle)).exit_code == 0
     assert run(*words, "--bundle", trained.bundle, DOORSTEP_BUNDLE=str(tmp_path / "none")).exit_code == 0
 

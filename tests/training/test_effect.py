@@ -449,6 +449,7 @@ class TestAdherence:
                 "something_else": 0,
                 "nothing": int((~done).sum()),
                 "not_reported": 0,
+                "reported_later": 0,
             }
             by_node = done.groupby(mine["parcel_id"].map(nodes)).agg(["size", "sum"])
             assert {n: (f["advised"], f["done"]) for n, f in told["adherence_by_node"].items()} == {
@@ -466,8 +467,13 @@ class TestAdherence:
 
     def test_what_is_reported_later_is_not_known_yet(self, planted, decisions, found):
         later = decisions.assign(known_at=pd.Timestamp(found.document["as_of"]) + pd.Timedelta("1D"))
-        told = effect(with_decisions(planted, later)).document["actions"][STRONG]
+        document = effect(with_decisions(planted, later)).document
+        told = document["actions"][STRONG]
         assert told["adherence"]["not_reported"] == told["adherence"]["advised"]
+        assert told["adherence"]["reported_later"] == told["adherence"]["advised"]
+        said = table(document)
+        assert "never reported" not in said
+        assert f"{told['adherence']['advised']:,} reports of what was done do not count" in said
         assert told["override_reasons"] == {}
 
 

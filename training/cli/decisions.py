@@ -16,6 +16,7 @@ from training.cli.voice import (
     Voice,
     as_of_option,
     bundle_option,
+    bundled,
     dataset_argument,
     dump,
     json_option,
@@ -170,15 +171,13 @@ def policy_diff(
     Both policies see the risks that the bundle gives by what was known then. Money is expected, not what happened.
     """
     from features.files import write_frame
-    from serving.bundle import Bundle
     from serving.policy import Policy
-    from serving.store import resolve
     from training.policy.replay import replay, table
 
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise click.BadParameter(f"{out}: decisions are written as .csv or .parquet", param_hint="--out")
     before, after = Policy.load(old), Policy.load(new)  # a mistake in them is told before the data are read
-    loaded = Bundle.load(resolve(bundle))
+    loaded = bundled(bundle)
     data = opened(dataset, voice)
     found = replay(
         data, before, after, loaded, since=zoned(since, data), until=zoned(until, data), progress=voice.progress

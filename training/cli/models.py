@@ -13,6 +13,7 @@ from training.cli.voice import (
     Voice,
     as_of_option,
     bundle_option,
+    bundled,
     dataset_argument,
     dump,
     json_option,
@@ -312,13 +313,11 @@ def score(voice: Voice, dataset: Path, out: Path, bundle: Path, as_of: str | Non
     from features.files import write_frame
     from features.matrix import chunks
     from features.snapshot import Facts, moment
-    from serving.bundle import Bundle
     from serving.score import score as run
-    from serving.store import resolve
 
     if out.suffix not in (".parquet", ".csv"):
         raise click.BadParameter(f"{out}: the scores are written as .parquet or .csv", param_hint="--out")
-    loaded = Bundle.load(resolve(bundle))
+    loaded = bundled(bundle)
     data = opened(dataset, voice)
     voice.progress("joining tables and counting history")
     facts = Facts.of(data, zoned(as_of, data))

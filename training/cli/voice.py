@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from features.dataset import Dataset
+    from serving.bundle import Bundle
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 BUNDLES, SNAPSHOTS = "deploy/bundle", "deploy/snapshot"
@@ -152,6 +153,18 @@ def opened(path: Path, voice: Voice) -> Dataset:
 
     voice.progress(f"reading {path}")
     return Dataset.open(path)
+
+
+def bundled(path: Path) -> Bundle:
+    """The bundle in a folder, or published there. Raises StoreError, BundleError."""
+    from serving.bundle import Bundle
+    from serving.store import StoreError, resolve
+
+    try:
+        return Bundle.load(resolve(path))
+    except StoreError as error:
+        todo = "name a bundle, such as --bundle runs/NAME/bundle of a training, or publish one with `doorstep promote`"
+        raise StoreError(f"{error}\n    to do: {todo}") from None
 
 
 def zoned(value: str | None, dataset: Dataset) -> Any:

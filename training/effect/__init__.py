@@ -196,7 +196,7 @@ def _decisions(tables: Tables, rows: Rows, end: np.datetime64) -> pd.DataFrame:
     """The table of decisions with what is needed of the rest, oldest first.
 
     Beside its own columns: `row` of the parcel (-1: not in the dataset), `late` (made when the parcel had left), `lot`
-    (by chance), `heard` (somebody said what was done, by the moment).
+    (by chance), `heard` (somebody said what was done, by the moment), `later` (only after it).
     """
     table = tables["decisions"]
     n = len(table["decision_id"])
@@ -212,6 +212,7 @@ def _decisions(tables: Tables, rows: Rows, end: np.datetime64) -> pd.DataFrame:
     d.loc[unknown, ["done", "override_reason"]] = None
     said = d["done"].notna() | d["override_reason"].notna() | d["known_at"].notna()
     d["heard"] = said.to_numpy() & ~unknown
+    d["later"] = unknown
     row = match(d["parcel_id"].to_numpy(dtype=object), rows.parcel_id)
     d["row"] = row
     d["late"] = d["decided_at"].to_numpy() >= take(_left(tables, rows), row, NAT)
@@ -485,4 +486,5 @@ def _followed(advised: pd.DataFrame) -> dict[str, int]:
         "something_else": int((done.notna() & ~as_advised).sum()),
         "nothing": int((heard & done.isna()).sum()),
         "not_reported": int((~heard).sum()),
+        "reported_later": int((~heard & advised["later"]).sum()),
     }

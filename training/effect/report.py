@@ -65,7 +65,8 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
     """How the advice was followed, and what was odd about the decisions."""
     a, reasons = found["adherence"], found["override_reasons"]
     if a["advised"] and a["not_reported"] == a["advised"]:
-        yield f"advised {a['advised']:,} times; what was done was never reported"
+        never = "not yet" if a["reported_later"] else "never"
+        yield f"advised {a['advised']:,} times; what was done was {never} reported"
     elif a["advised"]:
         heard = a["advised"] - a["not_reported"]
         line = (
@@ -80,6 +81,11 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
             low, high = min(shares, key=lambda n: shares[n]), max(shares, key=lambda n: shares[n])
             line += f"; from {100 * shares[low]:.0f} % in {low} to {100 * shares[high]:.0f} % in {high}"
         yield line
+    if a["reported_later"]:
+        yield (
+            f"{a['reported_later']:,} reports of what was done do not count: their known_at is not before this moment "
+            "(--as-of, else extracted_at in dataset.toml)"
+        )
     if reasons:
         named = ", ".join(f"{reason} ({n:,})" for reason, n in list(reasons.items())[:5])
         yield f"not done because: {named}" + (f" and {len(reasons) - 5} other reasons" if len(reasons) > 5 else "")
