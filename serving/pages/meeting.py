@@ -49,6 +49,12 @@ def _context(diagnosis: Diagnosis, carrier: str, site: Site) -> dict[str, Any]:
     if not parcels:
         known = ", ".join(map(str, diagnosis.values("parcels", "carrier", limit=20)))
         raise QueryError("carrier", "is not known to this diagnosis", carrier, known or "none: no parcel has a carrier")
+    services = diagnosis.rows("carriers", where, limit=24)
+    worse = Where({"carrier": carrier, "verdict": "worse"})
+    worst = diagnosis.rows("corridors", worse, sort="-excess", limit=WORST)
+    verdicts: dict[str, dict[str, Value]] = {}
+    for group in diagnosis.sums("corridors", [], where, by=["target", "verdict"]):
+        verdicts.setdefault(str(group["target"]), {})[str(group["verdict"])] = group["rows"]
     return {
         "carrier": carrier,
         "parcels": parcels,
@@ -56,11 +62,12 @@ def _context(diagnosis: Diagnosis, carrier: str, site: Site) -> dict[str, Any]:
         "judged": diagnosis.total("parcels", Where({"carrier": carrier}, known=("late",))),
         "whose": WHOSE,
         "split": lambda row: split(row, site.texts),
-        "services": diagnosis.rows("carriers", where, limit=24),
-        "worse": diagnosis.rows(
-            "corridors", Where({"carrier": carrier, "verdict": "worse"}), sort="-excess", limit=WORST
-        ),
-        "verdicts": {str(g["verdict"]): g["rows"] for g in diagnosis.sums("corridors", [], where, by=["verdict"])},
+        "services": services,
+        "unsure": [row for row in services if row["verdict"] == "cannot tell"],
+        "worse": worst,
+        "worse_all": diagnosis.total("corridors", worse),
+        "since": any(row["since"] for row in worst),
+        "verdicts": verdicts,
         "columns": COLUMNS,
         "style": Markup(STYLE),  # our own file
         **around(diagnosis, site.texts),

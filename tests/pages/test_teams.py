@@ -102,9 +102,20 @@ def test_a_carrier_is_read_and_its_meeting_pack_taken_along(
     with zipfile.ZipFile(loading.value.path()) as files:
         assert files.namelist() == ["meeting.html", "parcels.csv", "definition.txt"]
         alone = files.read("meeting.html").decode()
+        definition = files.read("definition.txt").decode()
     page.get_by_role("link", name="Read it here").click()
     assert page.content().count("<h1>") == alone.count("<h1>") == 1
     assert page.locator("section.sheet").count() == 2
+    # Both say the same, an outcome at a time, and promise no more of the intervals than is known.
+    terms = page.locator("section.sheet").nth(1).inner_text()
+    for said in ("is meant to hold the true value in 90", "compared in numbers, not one by one", "Cannot tell"):
+        assert said in terms and said in definition, said
+    assert [li for li in page.locator("section.sheet").nth(1).locator("li").all_inner_texts() if li not in definition] == []
+    mine = [c for c in SHOP["corridors"] if c["carrier"] == "swift"]
+    first = page.locator("section.sheet").first.inner_text()
+    for target in {c["target"] for c in mine}:
+        n = sum(c["verdict"] == "worse" for c in mine if c["target"] == target)
+        assert f"{n} worse" in first
     printed = page.pdf(prefer_css_page_size=True)
     assert printed.count(b"/Type /Page\n") == 2
     axe(page)
