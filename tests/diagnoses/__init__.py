@@ -65,6 +65,7 @@ def _parcels(rng: random.Random) -> Rows:
                 "expected_undelivered": None if service == "sole" else 0.03,
                 "leg": leg,
                 "whose": None if leg is None else whose.get(leg, "cannot tell"),
+                "hours_late": None if leg is None else 0.5 + n % 40,
                 "missed_cutoff": missed,
                 "backlog_hours": 1.5 + n * 7 % 10 + (2 if node == "south" else 0) if n % 40 else None,
                 "label_grade": grade,

@@ -110,7 +110,9 @@ def test_a_carrier_is_read_and_its_meeting_pack_taken_along(
     terms = page.locator("section.sheet").nth(1).inner_text()
     for said in ("is meant to hold the true value in 90", "compared in numbers, not one by one", "Cannot tell"):
         assert said in terms and said in definition, said
-    assert [li for li in page.locator("section.sheet").nth(1).locator("li").all_inner_texts() if li not in definition] == []
+    assert [
+        li for li in page.locator("section.sheet").nth(1).locator("li").all_inner_texts() if li not in definition
+    ] == []
     mine = [c for c in SHOP["corridors"] if c["carrier"] == "swift"]
     first = page.locator("section.sheet").first.inner_text()
     for target in {c["target"] for c in mine}:
@@ -119,6 +121,27 @@ def test_a_carrier_is_read_and_its_meeting_pack_taken_along(
     printed = page.pdf(prefer_css_page_size=True)
     assert printed.count(b"/Type /Page\n") == 2
     axe(page)
+
+
+@pytest.mark.parametrize("path", ["/carriers", "/carriers/carrier?carrier=swift", "/listings", "/warehouse"])
+def test_verdicts_are_on_a_tablets_screen_and_no_reason_stretches_a_row(
+    service: Service, browser: Browser, path: str
+) -> None:
+    with watched(browser, viewport=TABLET) as page:
+        page.goto(service.url + path)
+        cells = page.locator("tbody .verdict")
+        assert cells.count()
+        for box in (cell.bounding_box() for cell in cells.all()):
+            assert box is not None and box["x"] + box["width"] < TABLET["width"]
+        for box in (row.bounding_box() for row in page.locator("tbody tr").all()):
+            assert box is not None and box["height"] < 120
+
+
+def test_what_never_came_is_not_so_many_hours_late(service: Service, page: Page) -> None:
+    page.goto(f"{service.url}/rows/parcels?late=1&undelivered=1&known=hours_late")
+    rows = page.locator("tbody tr")
+    assert rows.count()
+    assert rows.count() == page.get_by_role("cell", name="not arrived", exact=True).count()
 
 
 def test_the_warehouse_and_the_rows_of_a_number(service: Service, page: Page, axe: Callable[[Page], None]) -> None:
