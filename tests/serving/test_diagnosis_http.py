@@ -503,7 +503,7 @@ def test_the_figures_shown_are_those_that_the_verdict_goes_by(tmp_path: Path) ->
     told_all = read("/listings")
     assert "For wrong size: 20, 6.7 expected." in told_all
     for path in ("/", "/listings"):
-        assert ("1 of them have fewer than 2 such returns of their own" in read(path)) == (path == "/")
+        assert ("with fewer than 2 such returns of their own: 1." in read(path)) == (path == "/")
     assert told_all.count("Named for its brand") == 1
 
 
