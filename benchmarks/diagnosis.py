@@ -185,8 +185,7 @@ def planted(found: Diagnosis, scenario: Scenario) -> dict[str, float]:
             out["planted corridor: days the date is off"] = float(off)
         out |= departures(spikes, fault, "planted corridor")
     for fault in (*scenario.faults_of("printer"), *scenario.faults_of("pickup")):
-        measure = "label_poor" if fault.kind == "printer" else "missed_cutoff"
-        mine = ready[(ready["node"] == fault.where["node"]) & (ready["measure"] == measure)]
+        mine = ready[(ready["node"] == fault.where["node"]) & (ready["measure"] == SEEN_IN[fault.kind])]
         if "shift" in fault.where:
             mine = mine[mine["shift"] == fault.where["shift"]]
         out[f"power: the warehouse is told, {fault.kind} (%)"] = 100 * float((mine["verdict"] == "worse").any())

@@ -10,7 +10,6 @@ it, by what they had beyond their expectation (out of fold), and how little of t
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ import pandas as pd
 from features.arrays import Array
 from features.matrix import FeatureSet
 from training.diagnosis.shrink import ratios
+from training.models import patient
 
 ROWS = 300_000
 """Parcels that the expectation is learned from at most; more make it hardly better."""
@@ -99,8 +99,7 @@ def held_out(
     Returns:
         (n,) chances, and (m,) the mean of all models for the rows of no fold; NaN where a fold's rest holds one label.
     """
-    # Before LightGBM is loaded: see `training.models.fit`.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    patient()
     import lightgbm
 
     out = np.full(len(label), np.nan)

@@ -178,8 +178,9 @@ def products(
     first = np.full(n, -1)
     first[code[::-1]] = np.arange(len(code))[::-1]
     category, brand = (lines[c].to_numpy()[first] for c in ("category", "brand"))
-    of_category = pd.factorize(category, sort=True)[0]
     family = pd.factorize(pd.Series(brand + "\0" + category))[0]
+    home = np.zeros(family.max() + 1, dtype=np.int64)
+    home[family] = pd.factorize(category, sort=True)[0]
     reason, reasons = pd.factorize(lines["reason"].where(own), sort=True)
     rng = np.random.default_rng(seed)
     count = {
@@ -192,14 +193,12 @@ def products(
     peers = None
     if min(own.sum(), (~own).sum()) >= LEAST:
         folds = _folds(category, brand, code, skus.to_numpy(object))
-        peers = _peers(matrix, reason, len(reasons), of_category, family, code, folds, seed, rng)
+        peers = _peers(matrix, reason, len(reasons), home, family, code, folds, seed, rng)
     if peers is None:
         why = f"{own.sum():,} returns of the listings' own reasons in all: {LEAST} are needed to compare products"
         return out.assign(verdict="cannot tell", named=False, why_not=why), np.full(len(lines), np.nan)
     chance, by_reason, levels = peers
     out["expected"] = by_reason[1].sum(axis=1)
-    home = np.zeros(family.max() + 1, dtype=np.int64)
-    home[family] = of_category
     alone = LINE / np.sqrt(np.maximum(count["lines"], 1))
 
     def said(observed: Array, expected: Array, level: Array) -> pd.DataFrame:
@@ -251,7 +250,7 @@ def _peers(
     matrix: Array,
     reason: Array,
     reasons: int,
-    category: Array,
+    home: Array,
     family: Array,
     code: Array,
     fold: Array,
@@ -268,7 +267,8 @@ def _peers(
         matrix: (l, f) from `traits`.
         reason: (l,) int64 code of the listing's reason for which a line came back, -1 for none.
         reasons: how many there are.
-        category, family: (n,) int64 codes of each product's category, and of the brand in it.
+        home: (f,) int64, the category of each family.
+        family: (n,) int64, the family of each product: its brand in its category.
         code: (l,) int64, the product of each line.
         fold: (l,) int64.
         seed, rng: of the models, and of draws.
@@ -278,10 +278,8 @@ def _peers(
         (n, reasons); and per reason (draws, families) how often it is the category's other brands', against what trees
         say of all reasons. None where nothing can be learned.
     """
-    own, coded, n = (reason >= 0).astype(np.int8), [matrix.shape[1] - 2], len(category)
-    families, leaf = int(family.max()) + 1, max(LEAF, len(own) // LEAVES)
-    home = np.zeros(families, dtype=np.int64)
-    home[family] = category
+    own, coded, n = (reason >= 0).astype(np.int8), [matrix.shape[1] - 2], len(family)
+    families, leaf = len(home), max(LEAF, len(own) // LEAVES)
     observed = np.zeros((n, reasons))
     np.add.at(observed, (code[own > 0], reason[own > 0]), 1.0)
     seen = np.zeros((families, reasons))

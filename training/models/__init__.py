@@ -127,6 +127,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def patient() -> None:
+    """Have LightGBM's threads sleep while they wait, unless the environment says otherwise.
+
+    To be called before LightGBM is imported: OpenMP reads it once, when it is loaded, and threads that spin while they
+    wait make a busy machine crawl.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A fitted target.
@@ -181,8 +190,7 @@ def fit(
     Raises:
         ValueError: the training rows hold one class only.
     """
-    # Read once, when the OpenMP runtime is loaded: threads that spin while they wait make a busy machine crawl.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    patient()
     import lightgbm as lgb
 
     train = np.flatnonzero(label >= 0)

@@ -19,7 +19,6 @@ What it stands on is what levers stand on: whatever moves both the choice of the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,7 @@ from features.rows import Level
 from features.snapshot import Facts
 from serving.carriers import CarrierLever, region_of
 from training.labels import Labels
-from training.models import MIN_POSITIVES, threads
+from training.models import MIN_POSITIVES, patient, threads
 from training.models.levers import FOLDS, MOST_ROWS, TREES, fit, folds_of, sampled
 from training.splits import split
 
@@ -335,7 +334,7 @@ def _kept(numbers: Array) -> tuple[float, ...]:
 
 def _chances(x: Array, arm: Array, arms: int, at: Array, seed: int) -> Array:
     """P(arm) of the rows `at`, (m, arms), by trees that learned on (x, arm); the last three columns are codes."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    patient()
     import lightgbm as lgb
 
     params = {**TREES, "objective": "multiclass", "num_class": arms, "seed": seed, "num_threads": threads(len(arm))}

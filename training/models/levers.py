@@ -15,7 +15,6 @@ column, or shows in what is done with the product's other parcels. An experiment
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ from features.settings import Settings
 from features.snapshot import Facts
 from serving.levers import BETTER, ONE, Lever, terms
 from training.labels import Labels
-from training.models import MIN_POSITIVES, threads
+from training.models import MIN_POSITIVES, patient, threads
 from training.splits import split
 
 ABROAD = "orders.destination_country"
@@ -302,7 +301,7 @@ def sampled(y: Array, most: int) -> Array:
 
 def fit(x: Array, y: Array, at: Array, seed: int, *, binary: bool) -> Array:
     """What trees learned on (x, y) say of the rows `at`: log-odds, or a mean."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    patient()
     import lightgbm as lgb
 
     params = {**TREES, "objective": "binary" if binary else "l2", "seed": seed, "num_threads": threads(len(y))}

@@ -13,7 +13,6 @@ when lost_after_days have passed since its decision: before that, only the quick
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,7 @@ from serving.windows import (
 from training.evaluate import wilson
 from training.evaluate.slices import meaning, slices
 from training.labels import Labels, maturity_rule
-from training.models import LEAST_GAIN, threads
+from training.models import LEAST_GAIN, patient, threads
 from training.models.compile import compile_booster
 from training.splits import Fold, rolling, split
 
@@ -323,8 +322,7 @@ def _boosters(
     units: Labels, took: Deliveries, facts: Facts, read: Read, until: np.datetime64, seen: Array, seed: int
 ) -> tuple[list[lightgbm.Booster], FeatureSet]:
     """A model per quantile; their sizes and features are chosen on a later part of what they learn from."""
-    # Read once, when the OpenMP runtime is loaded: threads that spin while they wait make a busy machine crawl.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    patient()
     import lightgbm as lgb
 
     every = FeatureSet.union(FeatureSet.for_target(t, facts.snapshot.settings) for t in ("late", "failed_attempt"))
