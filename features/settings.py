@@ -84,22 +84,31 @@ class Problem:
         return "\n    ".join(parts)
 
 
-class DatasetError(ValueError):
-    """A dataset cannot be used. Lists everything that is wrong, not the first thing only.
+class UnusableError(ValueError):
+    """What somebody wrote cannot be used. Lists everything that is wrong, not the first thing only.
 
     Attributes:
-        problems: all of them, in the order of the tables.
+        problems: all of them.
+        where: what was read; empty if it has no name.
     """
+
+    what = "it"
 
     def __init__(self, problems: Iterable[Problem], where: object = "") -> None:
         self.problems: list[Problem] = list(problems)
         self.where = str(where)
         n = len(self.problems)
-        head = f"{self.where or 'the dataset'} cannot be used: {n} problem{'s' if n != 1 else ''}"
+        head = f"{self.where or self.what} cannot be used: {n} problem{'s' if n != 1 else ''}"
         super().__init__("\n".join([head, *(f"  {p}" for p in self.problems)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.problems, self.where))
+
+
+class DatasetError(UnusableError):
+    """A dataset cannot be used; problems are in the order of the tables."""
+
+    what = "the dataset"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from features.contracts import TABLES
-from features.settings import Problem, suggestion
+from features.settings import Problem, UnusableError, suggestion
 from features.vocabulary import LABEL_GRADES, TARGETS, TEAMS
 from serving.policy.keys import ACTIONS, FIELDS, OPERATORS, SECTIONS, SOURCES, Key
 from serving.policy.parts import (
@@ -35,22 +35,10 @@ _FLAGS = {"abroad", *(c.name for t in ("parcels", "orders") for c in TABLES[t].c
 _CODES = {c.name for t in ("parcels", "orders") for c in TABLES[t].columns if c.kind == "code"}
 
 
-class PolicyError(ValueError):
-    """A policy cannot be used. Lists everything that is wrong, not the first thing only.
+class PolicyError(UnusableError):
+    """A policy cannot be used; problems are in the order of the sections."""
 
-    Attributes:
-        problems: all of them, in the order of the sections.
-    """
-
-    def __init__(self, problems: Iterable[Problem], where: object = "") -> None:
-        self.problems: list[Problem] = list(problems)
-        self.where = str(where)
-        n = len(self.problems)
-        head = f"{self.where or 'the policy'} cannot be used: {n} problem{'s' if n != 1 else ''}"
-        super().__init__("\n".join([head, *(f"  {p}" for p in self.problems)]))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.problems, self.where))
+    what = "the policy"
 
 
 @dataclass(frozen=True, eq=False)
