@@ -230,9 +230,10 @@ class Advisor:
     def __init__(self, policy: Policy, rows: Rows, options: Options | None) -> None:
         self.policy, self.rows, self.options = policy, rows, options
         p = rows.parcels
-        self.value, _ = goods_value(rows)
+        # What weighing has looked at already is not looked at again.
+        self.value = goods_value(rows)[0] if options is None else options.parcels.value
         self._lines_of = rows.lines_of()
-        self._facts = facts(rows, policy, self.value)
+        self._facts = facts(rows, policy, self.value) if options is None else options.known
         self._missing = {column: self._absent(column) for column in policy.handoff}
         self._incomplete = incomplete(rows, policy)
         self._address = p["parcels", "address_quality"].tolist()

@@ -15,7 +15,7 @@ from serving.actions.book import Book
 from serving.actions.effects import ESTIMATED, moved
 from serving.actions.packages import Ladder, other_packages
 from serving.actions.parcels import Parcels
-from serving.actions.rules import breaks, demanded, facts
+from serving.actions.rules import Facts, breaks, demanded, facts
 from serving.actions.services import other_services, rescored
 from serving.bundle import Bundle
 from serving.policy import Action, Policy
@@ -50,7 +50,7 @@ class Options:
         breaks: (n, K) another package or service with which the parcel breaks a packing rule that reads it.
         demanded: (n, K) it changes what a broken packing rule, or the handoff, tells the packer to mend: that is done
             whatever it is worth, so it is not left to chance.
-        parcels, ladder: what it was made from, for the answer.
+        parcels, ladder, known: what it was made from, for the answer; `known` is what packing rules read.
         line_parcel: (l,) the parcel of each line.
     """
 
@@ -74,6 +74,7 @@ class Options:
     demanded: Array
     parcels: Parcels
     ladder: Ladder
+    known: Facts
     line_parcel: Array
 
     def ranked(self, row: int) -> list[int]:
@@ -189,6 +190,7 @@ def weigh(
         demanded=demanded(book, rows, known),
         parcels=parcels,
         ladder=ladder,
+        known=known,
         line_parcel=rows.line_parcel,
     )
 

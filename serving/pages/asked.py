@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from serving.diagnosis import Diagnosis, QueryError, Where
 
-MOST = 1000
-"""Rows of one answer."""
+LIMIT, MOST = 100, 1000
+"""Rows of one answer: where nothing is asked, and at most."""
 WORDS = ("limit", "offset", "sort", "null", "known", "decided_from", "decided_before")
 """Names in a query that are no columns."""
 
@@ -31,12 +31,12 @@ class Asked:
     table: str
     where: Where
     sort: tuple[str, ...] = ()
-    limit: int = 100
+    limit: int = LIMIT
     offset: int = 0
     query: Mapping[str, list[str]] = field(default_factory=dict)
 
 
-def asked(diagnosis: Diagnosis, table: str, query: Iterable[tuple[str, str]], *, limit: int = 100) -> Asked:
+def asked(diagnosis: Diagnosis, table: str, query: Iterable[tuple[str, str]], *, limit: int = LIMIT) -> Asked:
     """Read a question.
 
     Every name in the query is a column, and its value what rows must have in it, but for `null` (a column that is

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from serving.diagnosis import FORMAT, TABLES, Spec
-from serving.pages.asked import MOST
+from serving.pages.asked import LIMIT, MOST
 from serving.pages.data import ROOT
 
-LIMIT = 100
 KINDS: dict[str, dict[str, Any]] = {
     "text": {"type": ["string", "null"]},
     "key": {"type": "string"},
