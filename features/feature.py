@@ -16,32 +16,51 @@ if TYPE_CHECKING:
     from features.rows import Level
 
 Compute = Callable[["Level"], "Array"]
-Show = Callable[[float], str]
 
 
-def number(value: float) -> str:
+@dataclass(frozen=True)
+class Show:
+    """How a value is said; in parts, so that another language can put them together otherwise.
+
+    Attributes:
+        figure: from the value to its digits, with a comma for thousands and a point, or to its name (`C`, `Monday`).
+        unit: what is said with it: a unit of measure, `percent`, or `about` for a rounded number; empty: nothing.
+    """
+
+    figure: Callable[[float], str]
+    unit: str = ""
+
+    def __call__(self, value: float) -> str:
+        """The value in English."""
+        figure, unit = self.figure(value), self.unit
+        if not unit:
+            return figure
+        return f"about {figure}" if unit == "about" else f"{figure} {'%' if unit == 'percent' else unit}"
+
+
+def digits(value: float) -> str:
     """A number in a person's words: three significant digits, no trailing zeros."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+number = Show(digits)
+"""Numbers without a unit."""
+
+percent = Show(lambda value: f"{100 * value:.1f}", "percent")
+"""Shares as percentages with one decimal."""
+
+yes_no = Show(lambda value: "yes" if value >= 0.5 else "no")
+"""Flags."""
+
+
 def unit(name: str, scale: float = 1.0) -> Show:
     """Numbers followed by a unit, e.g. `unit("kg", 1000)` for grams said in kilograms."""
-    return lambda value: f"{number(value / scale)} {name}"
-
-
-def percent(value: float) -> str:
-    """A share as a percentage with one decimal."""
-    return f"{100 * value:.1f} %"
-
-
-def yes_no(value: float) -> str:
-    """A flag."""
-    return "yes" if value >= 0.5 else "no"
+    return Show(lambda value: digits(value / scale), name)
 
 
 def one_of(*names: str) -> Show:
     """Grades coded 0, 1, 2 ... by their names."""
-    return lambda value: names[min(max(round(value), 0), len(names) - 1)]
+    return Show(lambda value: names[min(max(round(value), 0), len(names) - 1)])
 
 
 @dataclass(frozen=True)
@@ -56,7 +75,7 @@ class Feature:
         help: one sentence of documentation.
         compute: from a level's rows to (n,) float64, NaN where it cannot be known.
         lever: the team can change it before the parcel leaves.
-        show: the value in a person's words.
+        show: how its value is said.
         aggregate: how a line's feature is summarised for a parcel (`max`, `sum`, `mean`); None: for lines only.
         signs: per target, +1 or -1 where a higher value can only raise or only lower the risk.
         about: the outcome whose past it tells; empty for what the row says itself.
@@ -183,7 +202,7 @@ class Theme:
                 text,
                 f"How many mature units of the same {entity} are known (log10 of 1 + n), as counted for `{outcome}`.",
                 compute,
-                show=lambda value: f"about {number(10**value - 1)}",
+                show=Show(lambda value: digits(10**value - 1), "about"),
                 aggregate=aggregate,
                 about=outcome,
                 entity=entity,

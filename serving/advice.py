@@ -266,6 +266,8 @@ class Advisor:
                     "rule": rule.rule,
                     "field": condition.field,
                     "given": given,
+                    "relation": condition.operator,
+                    "required_value": list(value) if isinstance(value := condition.value, tuple) else value,
                     "required": str(condition),
                     "text": f"{rule.rule}: {condition.field} is {said}, required is {condition}",
                 }

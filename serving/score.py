@@ -98,6 +98,7 @@ class Explained:
                     "feature": f.name,
                     "team": f.team,
                     "value": None if value != value else value,
+                    "usual": None if usual[i] is None else self.model.usual[i],
                     "points": gain,
                     "lever": f.lever,
                     "text": f"{words}{aside}: {_points(gain)}",
@@ -108,7 +109,15 @@ class Explained:
                 gain = left[team]
                 text = f"{count} smaller {team} driver{'s' if count > 1 else ''}: {_points(gain)}"
                 out.append(
-                    {"feature": "other", "team": team, "value": None, "points": gain, "lever": False, "text": text}
+                    {
+                        "feature": "other",
+                        "team": team,
+                        "value": None,
+                        "usual": None,
+                        "points": gain,
+                        "lever": False,
+                        "text": text,
+                    }
                 )
         return out
 

@@ -17,7 +17,7 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +35,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from features.definitions import FEATURES
+from features.feature import Feature
+from features.matrix import catalogue
 from features.snapshot import Snapshot
 from serving.advice import ASKING, Asking, Capacity, new_id
 from serving.bundle import Bundle
@@ -425,10 +428,15 @@ def _scan(request: Request) -> dict[str, Any]:
     return {
         "parcel_id": answers[0]["parcel_id"],
         "decision_id": None if advice is None else advice["decision_id"],
-        **asdict(verdict(answers[0], _site.texts, shown=asking.shown)),
+        **asdict(verdict(answers[0], _site.texts, shown=asking.shown, features=_features(loaded))),
         "recorded": bool(decisions) and live().recorder is not None and problem is None,
         "now": now,
     }
+
+
+def _features(loaded: Loaded) -> Mapping[str, Feature]:
+    """What drivers of answers are of, by name."""
+    return FEATURES if loaded.bundle is None else catalogue(loaded.bundle.settings)
 
 
 def _zone(loaded: Loaded) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.arrays import Array, absent, combine
-from features.feature import Theme, number, yes_no
+from features.feature import Theme, yes_no
 from features.rows import Level
 
 feature = Theme("customer")
@@ -17,7 +17,7 @@ def address_quality(rows: Level) -> Array:
     return rows["parcels", "address_quality"]
 
 
-@feature("Orders before this one:", show=lambda v: number(v))
+@feature("Orders before this one:")
 def orders_before(rows: Level) -> Array:
     """Orders of the customer on earlier days."""
     count = rows.lookup("customer").count("n:ordered", before=rows["orders", "ordered_at"])

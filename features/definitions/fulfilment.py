@@ -78,7 +78,7 @@ def _ratio(part: Array, whole: Array) -> Array:
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1), np.nan)
 
 
-@feature("Node's load against its usual", show=lambda v: f"{number(v)} times")
+@feature("Node's load against its usual", show=unit("times"))
 def node_load(rows: Level) -> Array:
     """Parcels the node packed in the last 24 hours by its daily mean over 28 days."""
     node = rows.lookup("node_hours")

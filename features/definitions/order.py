@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from features.arrays import HOUR, Array, absent, hours_between, take
-from features.feature import Theme, one_of, unit, yes_no
+from features.feature import Show, Theme, one_of, unit, yes_no
 from features.rows import Level
 
 feature = Theme("order")
 
 
-def clock(value: float) -> str:
-    """Hours of the day as a clock shows them: 20.25 is 20:15."""
+def _clock(value: float) -> str:
     minutes = round(value * 60)
     return f"{minutes // 60 % 24:02d}:{minutes % 60:02d}"
+
+
+clock = Show(_clock)
+"""Hours of the day as a clock shows them: 20.25 is 20:15."""
 
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -43,7 +46,7 @@ def ordered_hour(rows: Level) -> Array:
     return hour(rows.local(rows["orders", "ordered_at"]))
 
 
-@feature("Order value", show=lambda v: f"{v:,.0f}")
+@feature("Order value", show=Show(lambda v: f"{v:,.0f}"))
 def order_value(rows: Level) -> Array:
     """What the order was worth when it was placed, in the shop's currency."""
     return rows["orders", "order_value"]
@@ -80,7 +83,7 @@ def promise_weekday(rows: Level) -> Array:
     return weekday(rows.local(rows["orders", "promised_to"]))
 
 
-@feature("Products in the parcel:", level="line", aggregate="max", show=lambda v: f"{v:.0f}")
+@feature("Products in the parcel:", level="line", aggregate="max", show=Show(lambda v: f"{v:.0f}"))
 def lines_in_parcel(rows: Level) -> Array:
     """How many order lines travel in the parcel."""
     parcel = rows.rows.line_parcel
@@ -88,19 +91,19 @@ def lines_in_parcel(rows: Level) -> Array:
     return take(lines, parcel, np.nan)
 
 
-@feature("Pieces:", level="line", aggregate="sum", show=lambda v: f"{v:.0f}")
+@feature("Pieces:", level="line", aggregate="sum", show=Show(lambda v: f"{v:.0f}"))
 def quantity(rows: Level) -> Array:
     """Pieces of the line, or of the whole parcel."""
     return rows["order_lines", "quantity"]
 
 
-@feature("Price of a piece", level="line", aggregate="max", show=lambda v: f"{v:,.2f}")
+@feature("Price of a piece", level="line", aggregate="max", show=Show(lambda v: f"{v:,.2f}"))
 def unit_price(rows: Level) -> Array:
     """Price of one piece before discount, in the shop's currency."""
     return rows["order_lines", "unit_price"]
 
 
-@feature("Discount on the line", level="line", aggregate="max", show=lambda v: f"{100 * v:.0f} %")
+@feature("Discount on the line", level="line", aggregate="max", show=Show(lambda v: f"{100 * v:.0f}", "percent"))
 def discount_share(rows: Level) -> Array:
     """Discount as a share of the line's price."""
     gross = rows["order_lines", "unit_price"] * rows["order_lines", "quantity"]

@@ -1,7 +1,8 @@
 """What the packing station says of a parcel: an answer of `serving.score.decide` cut down to what fits a glance.
 
 One verdict of at most twelve words, one thing to do, at most three reasons of sixty characters. Most parcels have
-nothing worth doing, and then it says so and no more.
+nothing worth doing, and then it says so and no more. Its words are made of the answer's fields and the catalogue's
+texts: what the answer says in words itself is English, and for whoever reads it whole.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing_extensions import TypedDict
 
 from features.contracts import Column
 from features.definitions import FEATURES
+from features.feature import Feature, Show, yes_no
 from features.treated import COLUMNS
 from serving.actions import mends
 from serving.pages.texts import Texts
@@ -97,11 +99,8 @@ DONE = "DS-DONE"
 
 _COLUMN_KINDS = {column: kind for kind, column in COLUMNS.items() if kind != "package"}
 """Columns that one action mends, in words that name nothing else, and that action."""
+_PLAIN = Show("{:g}".format)
 _DECISION_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_POINTS = re.compile(r": [+-]?[\d.]+ points$")
-_REQUIRED = re.compile(r" (at least|at most|one of|is) (.*)", re.DOTALL)
-_USUAL = ", usual here is "
-_NUMBER = re.compile(r"(about )?(-?[\d,]*\.?\d+(?:e[+-]?\d+)?)(?: (\S+))?")
 
 
 @dataclass(frozen=True)
@@ -146,13 +145,16 @@ def unknown(t: Texts) -> Verdict:
     return Verdict("none", t("station.unknown"))
 
 
-def verdict(answer: Mapping[str, Any], t: Texts, *, shown: bool = True) -> Verdict:
+def verdict(
+    answer: Mapping[str, Any], t: Texts, *, shown: bool = True, features: Mapping[str, Feature] = FEATURES
+) -> Verdict:
     """What to say of an answer. Where nothing is to be shown, that the parcel is packed as usual.
 
     Args:
         answer: of `serving.score.decide`, with its advice.
         t: the texts.
         shown: False in shadow mode.
+        features: by name, those that its drivers are of: a shop may have its own (`features.matrix.catalogue`).
     """
     advice = answer["advice"]
     if not shown:
@@ -164,7 +166,8 @@ def verdict(answer: Mapping[str, Any], t: Texts, *, shown: bool = True) -> Verdi
     if option is not None:
         moved = _moved(option)
         target = moved[0] if moved else None
-        reasons = [*_handling(answer), *_risk(option, moved, t), *_drivers(answer, target, option["owner"], t)]
+        drivers = (_driver(d, features[d["feature"]], t) for d in _drivers(answer, target, option["owner"]))
+        reasons = [*_handling(answer), *_risk(option, moved, t), *drivers]
         if option["owner"] != "packing":
             reasons.insert(0, t("station.owner", team=t.word("team", option["owner"])))
         said = t("station.do" if target is None else f"station.do_{target}")
@@ -213,34 +216,30 @@ def _rule(answer: Mapping[str, Any], option: Mapping[str, Any] | None, t: Texts)
 def _remedy(violation: Mapping[str, Any], t: Texts) -> str:
     """What mends a rule, by the column it requires to be better; the rule's own words where only the shop knows."""
     kind = _COLUMN_KINDS.get(violation["field"])
-    most = violation["required"].startswith(f"{violation['field']} at most")
-    return str(violation["rule"]) if kind is None or most else t(f"station.{kind}")
+    less = violation["relation"] == "at_most" or violation["required_value"] is False
+    return str(violation["rule"]) if kind is None or less else t(f"station.{kind}")
 
 
 def _given(violation: Mapping[str, Any], t: Texts) -> str:
     """What is given of a parcel and what its rule requires."""
-    field = violation["field"]
-    found = _REQUIRED.fullmatch(violation["required"].removeprefix(field))
-    if found is None:
-        return str(violation["rule"])
-    operator, value = found.groups()
+    field, required = violation["field"], violation["required_value"]
     name = t.all.get(f"driver.{field}", field.replace("_", " ").capitalize())
-    given, required = _figure(field, violation["given"], t), _figure(field, value, t)
-    return t(f"station.{operator.replace(' ', '_')}", feature=name, given=given, required=required)
+    allowed = required if isinstance(required, list) else [required]
+    return t(
+        f"station.{violation['relation']}",
+        feature=name,
+        given=_fact(field, violation["given"], t),
+        required=", ".join(_fact(field, value, t) for value in allowed),
+    )
 
 
-def _figure(field: str, value: Any, t: Texts) -> str:
-    """A value of a rule in the language of the texts, as the feature of its name is said."""
+def _fact(field: str, value: float | bool | str, t: Texts) -> str:
+    """What a rule reads of a parcel, in the language of the texts; said as the feature of its name is."""
+    if isinstance(value, str):
+        return t.word("package" if field == "package_type" else "value", value)
     if isinstance(value, bool):
-        return _value("yes" if value else "no", t)
-    try:
-        number = float(value)
-    except ValueError:
-        return t.word(
-            "package" if field == "package_type" else "value", {"true": "yes", "false": "no"}.get(value, value)
-        )
-    feature = FEATURES.get(field)
-    return _value(f"{number:g}" if feature is None else feature.words(number), t)
+        return _value(float(value), yes_no, t)
+    return _value(value, FEATURES[field].show if field in FEATURES else _PLAIN, t)
 
 
 def _moved(option: Mapping[str, Any]) -> list[str]:
@@ -271,42 +270,40 @@ def _risk(option: Mapping[str, Any], moved: list[str], t: Texts) -> list[str]:
     return out
 
 
-def _drivers(answer: Mapping[str, Any], target: str | None, owner: str, t: Texts) -> list[str]:
+def _drivers(answer: Mapping[str, Any], target: str | None, owner: str) -> list[Mapping[str, Any]]:
     """What raises the risk: what the owner of the action can change first, the most points first."""
     if target is None:
         return []
     risks = answer["returns"] if target == "returned" else [answer["risks"][target]]
     drivers = [d for risk in risks for d in risk["drivers"] if d["points"] > 0 and d["feature"] != "other"]
-    drivers.sort(key=lambda d: (d["team"] != owner, not d["lever"], -d["points"]))
-    return [_driver(d, t) for d in drivers]
+    return sorted(drivers, key=lambda d: (d["team"] != owner, not d["lever"], -d["points"]))
 
 
-def _driver(driver: Mapping[str, Any], t: Texts) -> str:
+def _driver(driver: Mapping[str, Any], feature: Feature, t: Texts) -> str:
     """What a driver says in the language of the texts, beside what is usual where there is room for it."""
-    words, _, usual = _POINTS.sub("", driver["text"]).partition(_USUAL)
-    feature = FEATURES.get(driver["feature"])
-    if feature is not None:  # a shop's own columns are said in its own words
-        named = t.all.get(f"driver.{feature.name}", feature.text)
-        value = _value(words.removeprefix(feature.text).strip(), t)
-        words, usual = t("station.driver", feature=named, value=value), _value(usual, t)
-        if len(words) > CHARACTERS:  # the figure is the reason: the name gives way, its span of time first
-            head, comma, tail = named.rpartition(", ")
-            named = f"{head}:" if comma and tail.endswith(":") else named
-            named = _cut(named, CHARACTERS - len(t("station.driver", feature="", value=value)))
-            words = t("station.driver", feature=named, value=value)
-    both = t("station.driver_usual", driver=words, usual=usual) if usual else words
+    named = t.all.get(f"driver.{feature.name}", feature.text)  # a shop's own columns are said in its own words
+    value, usual = (_value(driver[which], feature.show, t) for which in ("value", "usual"))
+    words = t("station.driver", feature=named, value=value)
+    if len(words) > CHARACTERS:  # the figure is the reason: the name gives way, its span of time first
+        head, comma, tail = named.rpartition(", ")
+        named = f"{head}:" if comma and tail.endswith(":") else named
+        named = _cut(named, CHARACTERS - len(t("station.driver", feature="", value=value)))
+        words = t("station.driver", feature=named, value=value)
+    if driver["usual"] is None or usual == value:
+        return words
+    both = t("station.driver_usual", driver=words, usual=usual)
     return both if len(both) <= CHARACTERS else words
 
 
-def _value(words: str, t: Texts) -> str:
-    """A value as features say it, in the language of the texts: a number with its unit, or a word."""
-    found = _NUMBER.fullmatch(words)
-    if found is None:
-        return t.all.get(f"value.{words.replace(' ', '_')}", words)
-    about, number, unit = found.groups()
-    written = t.written(number)
-    key = "about" if about else {"%": "percent"}.get(unit or "", unit)
-    return t.all.get(f"value.{key}", words).format_map({"n": written}) if key else written
+def _value(value: float | None, show: Show, t: Texts) -> str:
+    """A value in the language of the texts: a number with its unit, or a name."""
+    if value is None:
+        return t("value.not_known")
+    figure = show.figure(value + 0.0)  # nobody says minus zero
+    if not show.unit:
+        return t.all.get(f"value.{figure}", t.written(figure))
+    said = t.all.get(f"value.{show.unit}", f"{{n}} {show.unit}")
+    return said.format_map({"n": t.written(figure)})
 
 
 def _handling(answer: Mapping[str, Any]) -> list[str]:

@@ -11,9 +11,16 @@ from typing_extensions import TypedDict
 class Driver(TypedDict):
     """One feature's share of a probability."""
 
-    feature: str
+    feature: Annotated[
+        str, Field(description="its name (docs/features.md); other: the smaller ones of a team together")
+    ]
     team: str
-    value: Annotated[Any, Field(description="the value it had; null if it was not known")]
+    value: Annotated[
+        float | None, Field(description="the value it had, as the feature counts it; null if it was not known")
+    ]
+    usual: Annotated[
+        float | None, Field(description="the value that is usual in the shop, likewise; null if there is none")
+    ]
     points: Annotated[float, Field(description="share of the probability, -1 to 1; all of them and `base` sum to it")]
     lever: Annotated[bool, Field(description="the team can change it before the parcel leaves")]
     text: Annotated[str, Field(description="the same in words")]
@@ -134,12 +141,19 @@ class Advice(TypedDict):
 
 
 class Violation(TypedDict):
-    """A rule of the packing specification that the parcel breaks."""
+    """A rule of the packing specification that the parcel breaks: what is given, and how it would have to be."""
 
-    rule: str
-    field: str
-    given: Any
-    required: str
+    rule: Annotated[str, Field(description="in the shop's words")]
+    field: Annotated[str, Field(description="what of the parcel is not as required")]
+    given: Annotated[float | bool | str, Field(description="what it is")]
+    relation: Annotated[
+        Literal["at_least", "at_most", "is", "one_of"],
+        Field(description="how the given must compare; at_least C of a label_grade is met by A, B and C"),
+    ]
+    required_value: Annotated[
+        float | bool | str | list[str], Field(description="what it must compare with; a list with one_of")
+    ]
+    required: Annotated[str, Field(description="field, relation and value in words")]
     text: Annotated[str, Field(description="the same in words")]
 
 

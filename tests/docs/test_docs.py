@@ -242,6 +242,8 @@ def test_a_documented_answer_adds_up_and_names_features_that_exist(content: dict
                 feature = FEATURES[driver["feature"]]
                 assert (driver["team"], driver["lever"]) == (feature.team, feature.lever)
                 assert driver["text"].startswith(feature.say(math.nan if driver["value"] is None else driver["value"]))
+                aside = f"usual here is {feature.words(math.nan if driver['usual'] is None else driver['usual'])}"
+                assert ("usual here is" in driver["text"]) == (aside in driver["text"])
 
 
 def test_the_documented_advice_adds_up() -> None:

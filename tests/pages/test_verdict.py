@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from features.definitions import FEATURES
 from features.feature import Feature
+from features.matrix import catalogue
+from features.settings import Extra, Settings
 from serving.pages.texts import Texts
 from serving.pages.verdict import CHARACTERS, DONE, OVERRIDES, REASONS, WORDS, read_scan, shown, unknown, verdict
 from serving.policy import ACTIONS, Policy
@@ -28,11 +30,12 @@ keys = st.one_of(
 )
 drivers = st.fixed_dictionaries(
     {
-        "feature": st.sampled_from(["fragility", "other", "label_grade"]),
+        "feature": st.sampled_from(["fragility", "other", "label_grade", "late_rate_lane_28d", "packed_weekday"]),
         "team": teams,
+        "value": st.floats(0, 1e6) | st.none(),
+        "usual": st.floats(0, 1e6) | st.none(),
         "points": st.floats(-1, 1),
         "lever": st.booleans(),
-        "text": names,
     }
 )
 options = st.fixed_dictionaries(
@@ -45,12 +48,17 @@ options = st.fixed_dictionaries(
 )
 
 
-required = st.sampled_from(["label_grade at least C", "void_fill_ratio at most 0.4", "documents_complete is true"])
+broken = st.one_of(
+    st.tuples(st.just("label_grade"), st.just("at_least"), st.sampled_from("ABC"), st.sampled_from("DF")),
+    st.tuples(st.sampled_from(["void_fill_ratio", "weight_g"]), st.just("at_most"), shares, st.floats(1, 1e6)),
+    st.tuples(st.just("documents_complete"), st.just("is"), st.booleans(), st.booleans()),
+    st.tuples(st.sampled_from(["package_type", "carrier"]), st.just("one_of"), st.lists(names), names),
+    st.tuples(st.sampled_from(["package_type", "carrier"]), st.just("is"), names, names),
+)
 violations = st.builds(
-    lambda rule, said, given: {"rule": rule, "field": said.partition(" ")[0], "given": given, "required": said},
+    lambda rule, x: {"rule": rule, **dict(zip(("field", "relation", "required_value", "given"), x, strict=True))},
     names,
-    required | names.map("package_type one of {}".format) | names.map("carrier is {}".format),
-    names | st.booleans() | st.floats(0, 1),
+    broken,
 )
 
 
@@ -123,13 +131,14 @@ def test_every_verdict_of_the_catalogue_has_at_most_twelve_words() -> None:
 def test_a_reason_says_in_the_catalogues_words_what_the_answer_says(
     feature: Feature, value: float, usual: float | None
 ) -> None:
-    aside = "" if usual is None else f", usual here is {feature.words(usual)}"
-    text = f"{feature.say(value)}{aside}"
-    driver = {"feature": feature.name, "team": feature.team, "value": value, "points": 0.1, "lever": True}
+    same = usual is None or feature.words(usual) == feature.words(value)
+    text = feature.say(value) if same else f"{feature.say(value)}, usual here is {feature.words(usual)}"
+    driver = {"feature": feature.name, "team": feature.team, "value": value, "usual": usual}
+    driver |= {"points": 0.1, "lever": True}
     option = {"action": "add_fill", "owner": "packing", "recommended": True, "risks": {"late": (0.3, 0.1)}}
     answer = {
         "advice": {"action": "add_fill"}, "violations": [], "actions": [option], "tier": None, "returns": [],
-        "risks": {"late": {"drivers": [{**driver, "text": f"{text}: +10.0 points"}]}}, "packages": [],
+        "risks": {"late": {"drivers": [driver]}}, "packages": [],
     }  # fmt: skip
     _, said = verdict(answer, TEXTS).reasons
     short = text if len(text) <= CHARACTERS else feature.say(value)
@@ -143,14 +152,30 @@ def test_a_reason_says_in_the_catalogues_words_what_the_answer_says(
         assert not re.search("[A-Za-z]", re.sub(r"\d+e[−+]\d+|\b[A-F]\b", "", words)), words
 
 
+def test_a_column_of_the_shops_own_is_said_by_its_name_and_its_value_in_the_catalogues_language() -> None:
+    extra = Extra("parcels", "seal_twisted", "flag", "packing")
+    driver = {"feature": "parcels.seal_twisted", "team": "packing", "value": 1.0, "usual": 0.0}
+    driver |= {"points": 0.1, "lever": True}
+    option = {"action": "add_fill", "owner": "packing", "recommended": True, "risks": {"late": (0.3, 0.1)}}
+    answer = {
+        "advice": {"action": "add_fill"}, "violations": [], "actions": [option], "tier": None, "returns": [],
+        "risks": {"late": {"drivers": [driver]}}, "packages": [],
+    }  # fmt: skip
+    german = Texts(
+        TEXTS.all | {"value.yes": "ja", "value.no": "nein", "station.driver_usual": "{driver}, sonst {usual}"}
+    )
+    _, said = verdict(answer, german, features=catalogue(Settings(extra=(extra,)))).reasons
+    assert said == "seal twisted ja, sonst nein"
+
+
 def test_a_long_reason_keeps_its_figure() -> None:
     for feature in FEATURES.values():
-        text = f"{feature.say(3.0)}, usual here is {feature.words(0.02)}"
-        driver = {"feature": feature.name, "team": feature.team, "value": 3.0, "points": 0.1, "lever": True}
+        driver = {"feature": feature.name, "team": feature.team, "value": 3.0, "usual": 0.02}
+        driver |= {"points": 0.1, "lever": True}
         option = {"action": "add_fill", "owner": "packing", "recommended": True, "risks": {"late": (0.3, 0.1)}}
         answer = {
             "advice": {"action": "add_fill"}, "violations": [], "actions": [option], "tier": None, "returns": [],
-            "risks": {"late": {"drivers": [{**driver, "text": f"{text}: +10.0 points"}]}}, "packages": [],
+            "risks": {"late": {"drivers": [driver]}}, "packages": [],
         }  # fmt: skip
         _, said = verdict(answer, TEXTS).reasons
         assert feature.words(3.0).replace("-", "−") in said and len(said) <= CHARACTERS, said

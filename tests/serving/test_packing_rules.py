@@ -77,11 +77,12 @@ def test_rules_are_kept_or_broken_in_words(shop: Shop) -> None:
     ):
         [body], [decision] = decide(bundle, snapshot, shop.policy(), [request])
         TypeAdapter(Answer).validate_python(body)
-        broken = {v["field"]: (v["given"], v["required"]) for v in body["violations"]}
+        names = ("given", "relation", "required_value", "required")
+        broken = {v["field"]: tuple(v[name] for name in names) for v in body["violations"]}
         assert broken == {
-            "protection_level": (1.0, "protection_level at least 2"),
-            "label_grade": ("D", "label_grade at least C"),
-            "documents_complete": (False, "documents_complete is true"),
+            "protection_level": (1.0, "at_least", 2, "protection_level at least 2"),
+            "label_grade": ("D", "at_least", "C", "label_grade at least C"),
+            "documents_complete": (False, "is", True, "documents_complete is true"),
         }
         assert body["violations"][0]["text"].endswith("protection_level is 1, required is protection_level at least 2")
         assert body["handoff"]["incomplete"][0]["column"] == "parcels.documents_complete"
@@ -184,6 +185,24 @@ def test_the_station_says_what_mends_a_broken_rule_and_the_rest_after_it(shop: S
     for shown, _, decision in said(most, free=True):  # nothing mends it, and nothing else is said in its place
         assert (shown.kind, shown.key, shown.action) == ("mind", None, "room to breathe")
         assert (decision["action"], decision["arm"]) == (None, "none")
+
+
+def test_a_rule_of_several_codes_lists_them(shop: Shop) -> None:
+    rule = {"rule": "for two of them", "require": [{"field": "package_type", "one_of": ["foam_box", "tube"]}]}
+    request = copy.deepcopy(shop.requests[0])
+    request["parcel"]["package_type"] = "padded_mailer"
+
+    def change(document: dict[str, Any]) -> None:
+        document |= {"specification": [rule], "packages": {}, "tiers": []}
+
+    [body], _ = decide(shop.bundle, shop.snapshot, shop.policy(change), [request])
+    TypeAdapter(Answer).validate_python(body)
+    [broken] = body["violations"]
+    assert (broken["relation"], broken["required_value"]) == ("one_of", ["foam_box", "tube"])
+    said = verdict(body, Texts.load())
+    assert said.reasons[0] == "Package type padded mailer, one of foam box, tube"
+    texts = Texts(Texts.load().all | {"package.foam_box": "Schaumkiste", "package.padded_mailer": "Polstertasche"})
+    assert verdict(body, texts).reasons[0] == "Package type Polstertasche, one of Schaumkiste, tube"
 
 
 def test_the_words_say_a_broken_rule_before_what_is_worth_most(shop: Shop) -> None:

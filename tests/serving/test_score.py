@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import math
 import random
 from typing import Any
 
@@ -14,7 +15,7 @@ from oracles.labels import plain
 
 from features.dataset import Dataset
 from features.history import ENTITIES, key
-from features.matrix import FeatureSet, values
+from features.matrix import FeatureSet, catalogue, values
 from features.settings import Settings
 from features.snapshot import Facts, Snapshot
 from features.vocabulary import GENERIC_BASE_RATES, TARGETS, TEAMS
@@ -149,6 +150,21 @@ def test_every_answer_adds_up(dataset: Dataset, facts: Facts, bundle: Bundle) ->
                 named = [abs(d["points"]) for d in mine if d["feature"] != "other"]
                 assert named == sorted(named, reverse=True) and len(named) <= 3
             assert all("\n" not in d["text"] and d["text"].endswith("points") for d in risk["drivers"])
+
+
+def test_what_a_driver_says_in_words_is_in_its_fields(dataset: Dataset, facts: Facts, bundle: Bundle) -> None:
+    known, told = catalogue(bundle.settings), set()
+    for body in answer(bundle, facts.snapshot, requests_of(dataset, facts)[:60]):
+        reasons = [line["reason"] for line in body["returns"] if "reason" in line]
+        for d in [d for risk in (*body["risks"].values(), *body["returns"], *reasons) for d in risk["drivers"]]:
+            if d["feature"] != "other":
+                value, usual = (math.nan if d[x] is None else d[x] for x in ("value", "usual"))
+                say = known[d["feature"]].words
+                same = d["usual"] is None or say(value) == say(usual)
+                told.add(same)
+                said = f"{known[d['feature']].say(value)}{'' if same else f', usual here is {say(usual)}'}"
+                assert d["text"].rpartition(": ")[0] == said
+    assert told == {True, False}
 
 
 def test_what_a_request_says_of_the_future_changes_no_answer(dataset: Dataset, bundle: Bundle) -> None:
