@@ -7,9 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.diagnosis import Diagnosis, ReplacedError, Row, Where
+from serving.diagnosis import PARCEL_TARGETS, Diagnosis, ReplacedError, Row, Where
 from serving.guard import HIDDEN
-from serving.pages.carriers import late_all
+from serving.pages.carriers import WHOSE, late_all
 from serving.pages.carriers import split as late_split
 from serving.pages.listings import LITTLE, by_brand, set_aside
 from serving.pages.reading import around
@@ -40,10 +40,13 @@ def found(diagnosis: Diagnosis, texts: Texts) -> dict[str, Any]:
     excess: dict[str, dict[str, Row]] = {}
     for row in diagnosis.rows("excess", limit=100):
         excess.setdefault(row["target"], {})[row["source"]] = row
+    by_target = diagnosis.sums("corridors", [], Where({"verdict": "worse"}), by=["target"])
+    worse = {g["target"]: g["rows"] for g in by_target}
     worth = diagnosis.sums("products", ["worth"], Where({"named": 1}))
     return {
         "actions": [a for team in TEAMS for a in todo(diagnosis, team, texts, FIRST)],
         "late": late_all(diagnosis),
+        "whose": WHOSE,
         "judged_late": diagnosis.total("parcels", Where(known=("late",))),
         "split": lambda row: late_split(row, texts),
         "returns": set_aside(diagnosis),
@@ -52,8 +55,10 @@ def found(diagnosis: Diagnosis, texts: Texts) -> dict[str, Any]:
         "worth": worth[0]["worth"] if worth else None,
         "by_brand": by_brand(diagnosis),
         "little": LITTLE,
-        "worse": diagnosis.total("corridors", Where({"verdict": "worse"})),
-        "corridors": diagnosis.tables["corridors"].rows,
+        "worse": sum(worse.values()),
+        "worse_by": {t: worse[t] for t in PARCEL_TARGETS if t in worse},
+        "corridors": len(diagnosis.sums("corridors", [], by=["carrier", "service", "region"])),
+        "comparisons": diagnosis.tables["corridors"].rows,
         "unready": diagnosis.total("readiness", Where({"verdict": "worse"})),
         "readiness": diagnosis.tables["readiness"].rows,
         "reality": diagnosis.rows("reality", sort="-period", limit=8),

@@ -14,6 +14,7 @@ from browsers import TABLET
 from playwright.sync_api import Browser, Page
 from services import Service
 
+from serving.diagnosis import TABLES
 from serving.ledger import Paths, Recorder
 from serving.ledger.export import export
 from serving.ledger.verify import verify
@@ -135,6 +136,49 @@ def test_verdicts_are_on_a_tablets_screen_and_no_reason_stretches_a_row(
             assert box is not None and box["x"] + box["width"] < TABLET["width"]
         for box in (row.bounding_box() for row in page.locator("tbody tr").all()):
             assert box is not None and box["height"] < 120
+
+
+@pytest.mark.parametrize("path", ["/", "/carriers", "/warehouse", "/rows/parcels?late=1&carrier=swift"])
+def test_at_a_tablets_width_a_table_is_whole(service: Service, browser: Browser, path: str) -> None:
+    with watched(browser, viewport=TABLET) as page:
+        page.goto(service.url + path)
+        over = "[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth - e.clientWidth)"
+        assert max(page.evaluate(over)) <= 0
+
+
+def test_rows_show_what_is_read_first_and_every_column_when_asked(service: Service, page: Page) -> None:
+    page.goto(f"{service.url}/rows/parcels?carrier=swift&late=1")
+    heads = page.locator("thead th")
+    assert [t for t in ("Carrier", "Late") if t in heads.all_inner_texts()] == []  # the same in every row: said above
+    assert {"Parcel", "Where the time was lost", "Whose time"} <= set(heads.all_inner_texts())
+    few = heads.count()
+    page.get_by_role("link", name="columns").and_(page.get_by_text("Show all")).click()
+    assert heads.count() == len(TABLES["parcels"].columns) > 2 * few
+    page.get_by_role("link", name="Hours late").click()
+    assert heads.count() == len(TABLES["parcels"].columns)
+    assert page.locator("th[aria-sort=ascending]").inner_text() == "Hours late"
+    with page.expect_download() as loading:
+        page.get_by_role("link", name="CSV of all").click()
+    rows = list(csv.reader(io.StringIO(Path(loading.value.path()).read_text(), newline="")))
+    shown = [cells.locator("td").first.inner_text() for cells in page.locator("tbody tr").all()]
+    assert rows[0] == list(TABLES["parcels"].columns) and [r[0] for r in rows[1 : len(shown) + 1]] == shown
+    page.get_by_role("link", name="Show fewer columns").click()
+    assert heads.count() == few
+
+
+def test_the_overview_counts_comparisons_by_outcome_and_names_the_parts_of_a_bar(service: Service, page: Page) -> None:
+    page.goto(service.url)
+    carriers, late = page.locator(".tiles > li").nth(0), page.locator(".tiles > li").nth(3)
+    worse = [c for c in SHOP["corridors"] if c["verdict"] == "worse"]
+    numbers = carriers.locator("a.n").all_inner_texts()
+    assert numbers[0] == str(len(worse)) and numbers[1] == str(len(SHOP["corridors"]))
+    assert sum(map(int, numbers[2:])) == len(worse)
+    assert f"{len({(c['carrier'], c['service'], c['region']) for c in SHOP['corridors']})} corridors" in (
+        carriers.inner_text()
+    )
+    parts = late.locator(".legend li").all_inner_texts()
+    assert [p.rsplit(" ", 1)[0] for p in parts] == ["Ours", "The carrier's", "Cannot tell"]
+    assert sum(int(p.rsplit(" ", 1)[1]) for p in parts) == int(late.locator("a.n").first.inner_text())
 
 
 def test_what_never_came_is_not_so_many_hours_late(service: Service, page: Page) -> None:
