@@ -85,8 +85,8 @@ def policy_for(dataset: Dataset) -> Policy:
         failure["cost"] *= DEAR
         failure["share_of_value"] = min(3.0, failure["share_of_value"] * DEAR)
     del document["actions"]["carrier"]
-    for action in document["actions"].values():
-        action["randomize"] = RANDOMIZED
+    for name, action in document["actions"].items():
+        action["randomize"] = RANDOMIZED * (name != "complete_documents")  # the handoff asks for those of every parcel
     return Policy.parse(tomli_w.dumps(document))
 
 
@@ -119,9 +119,11 @@ def live(folder: Path, world: Path, acting: Acting, rounds: int, how: Mapping[st
         modelled = {t: after[t] for t in MODELLED}
         true = true_benefit(policy, options, modelled)
         which = options.best()
+        # As the service has it: what a rule, the handoff or a protocol asks for is not left to chance.
+        demanded = (options.demanded[np.arange(len(which)), which] & (which >= 0)).tolist()
         lot = [
-            how["lot"] and w >= 0 and withheld(policy, options.keys[w], i)
-            for i, w in zip(rows.parcel_id.tolist(), which.tolist(), strict=True)
+            how["lot"] and w >= 0 and not asked and withheld(policy, options.keys[w], i)
+            for i, w, asked in zip(rows.parcel_id.tolist(), which.tolist(), demanded, strict=True)
         ]
         act = np.where(lot, -1, which)
         oracle = chosen(true, best_of(true)).sum()
@@ -147,7 +149,8 @@ def live(folder: Path, world: Path, acting: Acting, rounds: int, how: Mapping[st
         ]
         if how["acts"]:
             at_bench, before = rows.parcels.decided_at, {c: rows.parcels["parcels", c] for c in CHANGES.values()}
-            for row, (i, w, withheld_) in enumerate(zip(rows.parcel_id.tolist(), which.tolist(), lot, strict=True)):
+            each = zip(rows.parcel_id.tolist(), which.tolist(), lot, demanded, strict=True)
+            for row, (i, w, withheld_, asked) in enumerate(each):
                 action = options.keys[w] if w >= 0 else None
                 if action is not None and not withheld_:
                     done[i] = action
@@ -160,7 +163,8 @@ def live(folder: Path, world: Path, acting: Acting, rounds: int, how: Mapping[st
                         "decided_at": moment,
                         "action": action,
                         "arm": "none" if action is None else "control" if withheld_ else "act",
-                        "propensity": 1.0 if action is None else 1 - RANDOMIZED,
+                        "propensity": 1.0 if action is None or asked else 1 - RANDOMIZED,
+                        "demanded": asked,
                         "done": done.get(i),
                         "before": None if was is None or was != was else str(was),
                         "known_at": moment,

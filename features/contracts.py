@@ -249,7 +249,7 @@ TABLES: dict[str, Table] = {
                     required=True,
                 ),
                 _number("propensity", "the chance that the action was advised", "share", high=1),
-                _flag("demanded", "a packing rule or the handoff asked for it: it was not left to chance"),
+                _flag("demanded", "a packing rule, the handoff or a protocol asked for it: it was not left to chance"),
                 _code("done", "the action really done, as reported; empty if none was or nobody said"),
                 _code(
                     "before",

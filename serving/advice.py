@@ -321,6 +321,7 @@ class Advisor:
                     "at_least": protocol.at_least,
                     "owner": protocol.owner,
                     "steps": list(protocol.steps),
+                    "actions": list(protocol.actions or ()),
                 }
                 for line, risk in found
                 if risk["probability"] >= protocol.at_least
@@ -454,9 +455,9 @@ class Advisor:
     ) -> tuple[int | None, bool, list[int]]:
         """The first action worth doing that there is room for, whether it is withheld, and those without room before.
 
-        What a rule or the handoff demands is not drawn: the control arm would be told to do it all the same. That arm
-        takes no room, but is drawn only where there is some. What is not shown does take it: it tells what would have
-        been advised in a day. Where rules come first, what mends one takes its room even if none is left.
+        What a rule, the handoff or a protocol demands is not drawn: the control arm would be told of it all the same.
+        That arm takes no room, but is drawn only where there is some. What is not shown does take it: it tells what
+        would have been advised in a day. Where rules come first, what mends one takes its room even if none is left.
         """
         if asking.rules_first and remedies:
             k = next((k for k in remedies.values() if k is not None), None)

@@ -48,8 +48,8 @@ class Options:
             of many estimates is too good to be true, and protection is taken away only where the bad end is worth it.
             False also for another service of a carrier that is less likely than two to one to be worth anything.
         breaks: (n, K) another package or service with which the parcel breaks a packing rule that reads it.
-        demanded: (n, K) it changes what a broken packing rule, or the handoff, tells the packer to mend: that is done
-            whatever it is worth, so it is not left to chance.
+        demanded: (n, K) it changes what a broken packing rule, or the handoff, tells the packer to mend, or a protocol
+            asks for it: that is done whatever it is worth, so it is not left to chance.
         parcels, ladder, known: what it was made from, for the answer; `known` is what packing rules read.
         line_parcel: (l,) the parcel of each line.
     """
@@ -187,7 +187,7 @@ def weigh(
         least=least,
         safe=~doubtful | (benefit - doubt > 0.0),
         breaks=breaks(book, known, n),
-        demanded=demanded(book, rows, known),
+        demanded=demanded(book, rows, known, before),
         parcels=parcels,
         ladder=ladder,
         known=known,

@@ -1,4 +1,4 @@
-"""Packing rules and the handoff: what would break a rule, and what they ask for whatever it is worth."""
+"""Packing rules, the handoff and protocols: what would break a rule, and what they ask for whatever it is worth."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from features.arrays import Array
 from features.contracts import TABLES
 from features.rows import Rows
 from features.treated import COLUMNS
+from features.vocabulary import TARGETS
 from serving.actions.book import Book
 from serving.actions.parcels import SIDES
 from serving.policy import ANY, Policy
@@ -87,11 +88,18 @@ def incomplete(rows: Rows, policy: Policy) -> dict[str, Array]:
     }
 
 
-def demanded(book: Book, rows: Rows, known: Facts) -> Array:
-    """Whether each action changes what a broken packing rule requires, or the handoff lacks, (n, K) bool.
+def demanded(book: Book, rows: Rows, known: Facts, risks: Mapping[str, Array]) -> Array:
+    """Whether each action changes what a broken packing rule requires, or the handoff lacks, or is what the steps of a
+    protocol ask for that the risks call for, (n, K) bool.
 
-    The answer tells the packer of those, advice or not. Whether the action would meet the rule does not matter: who is
-    told to mend the label mends it.
+    The answer tells of those, advice or not. Whether the action would meet the rule does not matter: who is told to
+    mend the label mends it.
+
+    Args:
+        book: the policy.
+        rows: the parcels.
+        known: what packing rules read of them.
+        risks: per target, (n,) or (l,), as served.
     """
     n = rows.parcels.n
     kinds = [key.partition(":")[0] for key in book.keys]
@@ -108,4 +116,11 @@ def demanded(book: Book, rows: Rows, known: Facts) -> Array:
         for field in MENDS.get(kind, ()):
             if field in wrong:
                 out[:, k] |= wrong[field]
+    for target, protocol in book.policy.exceptions.items():
+        asked = [k for k, key in enumerate(book.keys) if protocol.asks_for(key)]
+        if asked and target in risks:
+            called = risks[target] >= protocol.at_least
+            if TARGETS[target].unit == "line":
+                called = np.isin(np.arange(n), rows.line_parcel[called])
+            out[:, asked] |= called[:, None]
     return out

@@ -197,7 +197,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "randomize": Key(
             "number",
             "share of the parcels it is worth it for that do not get it, to measure what it does; none of those for "
-            "which a packing rule or the handoff asks for it",
+            "which a packing rule, the handoff or a protocol asks for it, so 0 for `complete_documents`: the handoff "
+            "asks for missing documents of every parcel",
             "share",
             high=0.9,
             default=0.0,
@@ -250,6 +251,11 @@ SECTIONS: dict[str, dict[str, Key]] = {
         "at_least": Key("number", "the protocol is called for from this risk on", "share", high=1.0, required=True),
         "owner": Key("text", f"the team that carries it out: {', '.join(TEAMS)}", required=True),
         "steps": Key("texts", "what to do, in order", required=True),
+        "actions": Key(
+            "texts",
+            "the actions that the steps ask for, by their keys or kinds; [] if they ask for none. Where the protocol "
+            "is called for, these are not left to chance",
+        ),
     },
 }
 """Every section and key of a policy. `tiers` and `specification` are lists, written `[[tiers]]`."""

@@ -159,9 +159,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What the shop does where a failure is likely."""
+    """What the shop does where a failure is likely, see `SECTIONS`. `actions` is None where the policy does not say."""
 
     target: str
     at_least: float
     owner: str
     steps: tuple[str, ...]
+    actions: tuple[str, ...] | None = None
+
+    def asks_for(self, key: str) -> bool:
+        """Whether its steps ask for an action, by its key, or for any of its kind."""
+        return not {key, key.partition(":")[0]}.isdisjoint(self.actions or ())

@@ -172,7 +172,12 @@ class _Reader:
         ):
             s = self.section("exceptions.<target>", section, f"exceptions.{target}")
             self.team(f"exceptions.{target}", s["owner"])
-            exceptions[target] = Protocol(target, s["at_least"], s["owner"], s["steps"])
+            known = _actions(packages, carriers)
+            for key in s["actions"] or ():
+                if key not in known:
+                    near = suggestion(key, known)
+                    self.wrong(f"exceptions.{target}.actions", f"{key!r} is no action", ", ".join(known), near)
+            exceptions[target] = Protocol(target, **s)
         return Policy(
             **{k: top[k] for k in SECTIONS[""]},
             weights=Weights(**weights),
@@ -241,9 +246,8 @@ class _Reader:
         self, least: float, packages: Mapping[str, Package], carriers: Mapping[tuple[str, str], Tariff]
     ) -> dict[str, Action]:
         given = self.table("actions", self.document.get("actions", {}))
-        allowed = (*ACTIONS, *(f"package:{p}" for p in packages), *(f"carrier:{c}/{s}" for c, s in carriers))
         found: dict[str, Action] = {}
-        for name, section in self.named(given, "actions", allowed, "action"):
+        for name, section in self.named(given, "actions", _actions(packages, carriers), "action"):
             place, kind = f"actions.{name}", name.partition(":")[0]
             usual = given.get(kind) if name != kind else None
             told, taken = len(self.problems), list[str]()
@@ -259,6 +263,10 @@ class _Reader:
             if s["primary"] is not None and s["primary"] not in TARGETS:
                 near = suggestion(s["primary"], TARGETS)
                 self.wrong(f"{place}.primary", f"{s['primary']!r} is no target", ", ".join(TARGETS), near)
+            if s["randomize"] > 0.0 and kind == "complete_documents":
+                given_, why = f"given {s['randomize']:g}", "the handoff asks for missing documents of every parcel"
+                todo = f"remove it: {why}, so none is withheld and nothing would be measured"
+                self.wrong(f"{place}.randomize", given_, "0", todo)
             to = s["to"] if kind == "add_fill" else s["to_quality"]
             for column in ("to", "to_quality"):
                 if to is None and kind in SECTIONS["actions.<action>"][column].only:
@@ -420,6 +428,11 @@ class _Reader:
         if key.kind == "texts":
             return tuple(value)
         return float(value) if key.kind == "number" else value
+
+
+def _actions(packages: Iterable[str], carriers: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """The keys of all that can be done with these packages and services of carriers."""
+    return (*ACTIONS, *(f"package:{p}" for p in packages), *(f"carrier:{c}/{s}" for c, s in carriers))
 
 
 def _texts(value: Any) -> bool:

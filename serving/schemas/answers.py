@@ -181,7 +181,8 @@ class Exceptional(TypedDict):
     probability: Annotated[float, Field(ge=0, le=1)]
     at_least: Annotated[float, Field(ge=0, le=1, description="the risk from which the protocol is called for")]
     owner: str
-    steps: list[str]
+    steps: Annotated[list[str], Field(description="what to do, in the shop's words")]
+    actions: Annotated[list[str], Field(description="keys of the actions they ask for, as far as the policy says")]
 
 
 class ValueTier(TypedDict):

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 from shops import Shop
@@ -45,8 +46,8 @@ def test_arms_are_as_frequent_as_the_policy_says_and_stay(shop: Shop) -> None:
 
 def test_a_parcel_of_the_control_arm_is_shown_nothing_to_do(shop: Shop) -> None:
     def change(document: dict[str, Any]) -> None:
-        for action in document["actions"].values():
-            action["randomize"] = 0.9
+        for name, action in document["actions"].items():
+            action["randomize"] = 0.9 * (name != "complete_documents")
 
     sure, random = shop.policy(), shop.policy(change)
     plain, _ = decide(shop.bundle, shop.snapshot, sure, shop.requests)
@@ -86,8 +87,8 @@ def test_what_a_rule_or_the_handoff_demands_is_not_left_to_chance(shop: Shop) ->
     """Where the answer tells the packer to mend what an action changes, that is not withheld; elsewhere it is."""
 
     def change(document: dict[str, Any]) -> None:
-        for action in document["actions"].values():
-            action["randomize"] = 0.9
+        for name, action in document["actions"].items():
+            action["randomize"] = 0.9 * (name != "complete_documents")
         document["handoff"]["least_address_quality"] = 0.6
         document["specification"] = [
             {
@@ -138,6 +139,36 @@ def test_what_a_rule_or_the_handoff_demands_is_not_left_to_chance(shop: Shop) ->
     hidden, recorded = decide(shop.bundle, shop.snapshot, random, requests, asking=Asking(shown=False))
     assert {d["propensity"] for d in recorded if d["action"] is not None} == {0.0}, "in shadow mode nothing is done"
     assert {b["advice"]["action"] for b in hidden} == {None}
+
+
+def test_what_a_protocol_asks_for_is_not_left_to_chance_where_it_is_called_for(shop: Shop) -> None:
+    """From the risk on at which the protocol stands in the answer; of another action, or below it, a lot is drawn."""
+
+    def decided(target: str, at_least: float, **asked: list[str]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        def change(document: dict[str, Any]) -> None:
+            action = {"cost": 0.0, "owner": "customer", "randomize": 0.9, "least_benefit": 0.0}
+            action["effects"] = {"late": {"odds_ratio": 0.3, "source": "assumed"}}
+            document |= {"actions": {"notify_customer": action}, "specification": [], "least_benefit": 0.0}
+            document["exceptions"] = {target: {"at_least": at_least, "owner": "customer", "steps": ["Call."], **asked}}
+
+        bodies, decisions = decide(shop.bundle, shop.snapshot, shop.policy(change), shop.requests)
+        return list(zip(bodies, decisions, strict=True))
+
+    plain = decided("late", 1.0)
+    risk = {"late": np.median([b["risks"]["late"]["probability"] for b, _ in plain])}
+    risk["returned"] = np.median([line["probability"] for b, _ in plain for line in b["returns"]])
+    for target, at_least in risk.items():
+        for asked in ({}, {"actions": []}, {"actions": ["pickup_point"]}):
+            assert not any(d["demanded"] for _, d in decided(target, float(at_least), **asked))
+        called = []
+        for body, decision in decided(target, float(at_least), actions=["pickup_point", "notify_customer"]):
+            assert decision["action"] == "notify_customer"
+            assert decision["demanded"] is bool(body["exceptions"])
+            assert decision["propensity"] == pytest.approx(1.0 if body["exceptions"] else 0.1)
+            assert all(x["actions"] == ["pickup_point", "notify_customer"] for x in body["exceptions"])
+            assert decision["arm"] == "act" or not body["exceptions"]
+            called.append(bool(body["exceptions"]))
+        assert {*called} == {True, False}
 
 
 def test_what_a_day_has_no_room_for_is_not_recommended(shop: Shop) -> None:

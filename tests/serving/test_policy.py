@@ -195,6 +195,15 @@ def test_layout_and_comments_do_not_change_the_digest_and_costs_do() -> None:
         ("handoff/columns", ["parcels.carier"], "handoff.columns", "did you mean 'parcels.carrier'?"),
         ("exceptions/late/steps", [], "exceptions.late.steps", "a list of texts"),
         ("exceptions/late/at_least", 30, "exceptions.late.at_least", "write 0.3 for 30 %"),
+        ("exceptions/late/actions", ["notify_customers"], "exceptions.late.actions", "did you mean 'notify_customer'?"),
+        ("exceptions/late/actions", ["package:tube"], "exceptions.late.actions", "is no action"),
+        ("exceptions/late/actions", "add_fill", "exceptions.late.actions", "a list of texts"),
+        (
+            "actions/complete_documents",
+            {"cost": 1, "owner": "packing", "randomize": 0.1},
+            "actions.complete_documents.randomize",
+            "remove it: the handoff asks for missing documents of every parcel",
+        ),
     ],
 )
 def test_every_fault_names_its_place_and_what_is_allowed(path: str, value: Any, place: str, says: str) -> None:

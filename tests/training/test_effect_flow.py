@@ -109,7 +109,9 @@ def test_what_the_service_decided_comes_back_as_a_trial(trained: Any, tmp_path: 
     assert told["adherence"]["done"] == 6 and told["adherence"]["nothing"] == 4
     assert told["override_reasons"] == {"no time": 4}
     assert told["answer"] == "cannot tell yet"
-    assert f"{told['decisions']['demanded']} of them asked for by a packing rule or the handoff" in run("effect", shop)
+    assert f"{told['decisions']['demanded']} of them asked for by a packing rule, the handoff or a protocol" in run(
+        "effect", shop
+    )
     table = pd.read_parquet(shop / "decisions.parquet")
     table[table["demanded"].astype(bool)].to_parquet(shop / "decisions.parquet")
     alone = json.loads(run("effect", shop, "--json"))["actions"]["add_fill"]

@@ -104,6 +104,18 @@ def test_the_commands(shop: Dataset, world_dataset: Path, tmp_path: Path) -> Non
     assert [x.split(":")[0] for x in json.loads(done.stdout)["lacking"]] == ["packages.bag"]
     assert run(main, ["policy", "check", str(file)]).exit_code == 0
 
+    drawn = text.replace("randomize = 0.0", "randomize = 0.1", 1)
+    asked = [line for line in text.splitlines() if line.startswith("actions = ")]
+    assert len(asked) == 4
+    for said, warned in ((text, 0), (drawn, 0), (drawn.replace(asked[0], ""), 1), (text.replace(asked[0], ""), 0)):
+        file.write_text(said, encoding="utf-8")
+        done = run(main, ["policy", "check", str(file), "--json"])
+        warnings = json.loads(done.stdout)["warnings"]
+        assert (done.exit_code, len(warnings)) == (0, warned)
+        if warned:
+            assert warnings[0].startswith("exceptions.late.actions: is missing, and package is withheld by lot")
+            assert warnings[0] in run(main, ["policy", "check", str(file)]).output
+
     file.write_text(text.replace("co2e = 0.0", "co2 = 0.0"), encoding="utf-8")
     done = run(main, ["policy", "check", str(file)])
     assert done.exit_code == 2

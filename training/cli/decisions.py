@@ -128,19 +128,20 @@ def policy_init(voice: Voice, dataset: Path, out: Path) -> None:
 def policy_check(ctx: click.Context, voice: Voice, file: Path, dataset: Path | None, as_json: bool) -> None:
     """Say everything that is wrong with a policy. Status 1 if the dataset has something it does not know."""
     from serving.policy import Policy
-    from training.policy import lacking
+    from training.policy import lacking, unsaid
 
     found = Policy.load(file)
+    warnings = unsaid(found)
     open_ends = [] if dataset is None else lacking(found, opened(dataset, voice))
     voice.close()
     if as_json:
-        dump({"policy": found.digest, "lacking": open_ends})
+        dump({"policy": found.digest, "lacking": open_ends, "warnings": warnings})
     else:
         parts = (
             f"{len(found.packages)} packages, {len(found.carriers)} services of carriers, {len(found.actions)} actions"
         )
         click.echo(f"{file} can be used: policy {found.digest}, {parts}, {len(found.specification)} packing rules")
-        for line in open_ends:
+        for line in (*open_ends, *warnings):
             click.echo(f"  {line}")
     ctx.exit(1 if open_ends else 0)
 

@@ -317,7 +317,7 @@ class _Trial:
         logged = self.every["propensity"].notna().any()
         why = "it was never withheld by lot (its propensity is 1)" if logged else "no propensity is on record"
         if self.counts["demanded"] == len(self.every):
-            why = "a packing rule or the handoff asked for it every time, so it was never left to chance"
+            why = "a packing rule, the handoff or a protocol asked for it every time, so it was never left to chance"
             return {"answer": "not randomized", "why": f"nothing is estimated: {why}"}
         return {
             "answer": "not randomized",

@@ -102,7 +102,11 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
     if "parcels" in found:
         yield from (f"{d[key]:,} {said}" for key, said in words.items() if d[key])
         if d["not_drawn"]:
-            asked = f", {d['demanded']:,} of them asked for by a packing rule or the handoff" if d["demanded"] else ""
+            asked = (
+                f", {d['demanded']:,} of them asked for by a packing rule, the handoff or a protocol"
+                if d["demanded"]
+                else ""
+            )
             yield f"{d['not_drawn']:,} decisions without a lot{asked} (not counted)"
         withdrawn = max((f["withdrawn"] for f in found["targets"].values()), default=0)
         if withdrawn:

@@ -70,6 +70,18 @@ def lacking(policy: Policy, dataset: Dataset) -> list[str]:
     return out
 
 
+def unsaid(policy: Policy) -> list[str]:
+    """Protocols of which nobody says whether they ask for what a lot withholds, in words."""
+    drawn = ", ".join(sorted(a.name for a in policy.actions.values() if a.randomize))
+    return [
+        f"exceptions.{target}.actions: is missing, and {drawn} is withheld by lot: if a step asks for that, the "
+        "control arm gets it all the same; say what the steps ask for, such as "
+        'actions = ["notify_customer"], or actions = [] for nothing'
+        for target, protocol in policy.exceptions.items()
+        if drawn and protocol.actions is None
+    ]
+
+
 def _lines(dataset: Dataset) -> Iterator[str]:
     settings, parcels = dataset.settings, _joined(dataset)
     currency = settings.currency or "XXX"  # ISO 4217 for no currency
@@ -271,26 +283,35 @@ def _rules(dataset: Dataset, parcels: pd.DataFrame) -> Iterator[str]:
     yield f"columns = {json.dumps(columns)}"
     if "address_quality" in known:
         yield "least_address_quality = 0.5"
-    for target, at_least, owner, steps in (
+    for target, at_least, owner, steps, asked in (
         (
             "late",
             0.3,
             "customer",
             ["Tell the customer before the promised day.", "Offer another day or a pickup point."],
+            ["notify_customer", "pickup_point"],
         ),
-        ("failed_attempt", 0.25, "customer", ["Ask the customer for a time or a safe place.", "Check the address."]),
+        (
+            "failed_attempt",
+            0.25,
+            "customer",
+            ["Ask the customer for a time or a safe place.", "Check the address."],
+            ["confirm_address"],
+        ),
         (
             "undelivered",
             0.15,
             "order",
             ["Call the customer before it leaves.", "With cash on delivery ask for payment first."],
+            [],
         ),
-        ("returned", 0.6, "listing", ["Check size and variant against the order.", "Add the care and size card."]),
+        ("returned", 0.6, "listing", ["Check size and variant against the order.", "Add the care and size card."], []),
     ):
         yield f"\n[exceptions.{target}]"
         yield f"at_least = {at_least:<17} # from this risk on (guess)"
         yield f'owner = "{owner}"'
         yield f"steps = {json.dumps(steps, ensure_ascii=False)}"
+        yield f"actions = {json.dumps(asked):<18} # what the steps ask for is not withheld by lot"
 
 
 def _joined(dataset: Dataset) -> pd.DataFrame:
