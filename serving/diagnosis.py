@@ -274,6 +274,12 @@ class ReplacedError(RuntimeError):
     """The diagnosis was replaced while it was read: ask again."""
 
 
+def ratio_digits(ratio: float) -> int:
+    """Digits behind the point with which a ratio is said, in pages and in the batch's own sentences: two, none from
+    ten on."""
+    return 0 if round(ratio, 2) >= 10 else 2
+
+
 def create(connection: sqlite3.Connection, table: str) -> None:
     """Make an empty table of a diagnosis."""
     columns = ", ".join(f"{_quoted(c)} {KINDS[k]}" for c, k in TABLES[table].columns.items())

@@ -105,6 +105,7 @@ class Guard:
         body_seconds: how long a body may take to arrive.
         max_in_flight: requests whose body has arrived, worked on at once; more get 503 and `Retry-After`.
         prefix: what a proxy leaves before every path, such as /doorstep; paths without it are answered as well.
+        missing: answers a browser that asks for a page where there is nothing; everybody else gets a problem+json.
     """
 
     def __init__(
@@ -118,12 +119,14 @@ class Guard:
         body_seconds: float = 5.0,
         max_in_flight: int = 64,
         prefix: str = "",
+        missing: App | None = None,
     ) -> None:
         if prefix and not _PREFIX.fullmatch(prefix):
             raise ValueError(
                 f"DOORSTEP_PREFIX is {prefix!r}; allowed: a path such as /doorstep, without a slash at its end"
             )
         self.prefix = prefix
+        self.missing = missing
         self.app = app
         self.endpoints = endpoints
         self.accept = accept
@@ -156,6 +159,10 @@ class Guard:
         try:
             if self.prefix and scope["path"] == self.prefix:  # links are relative: without the slash they would miss it
                 await answer.moved(f"{self.prefix}/")
+                return
+            if self.missing is not None and self._for_people(scope, headers):
+                await self.missing(scope, receive, answer)
+                self.on_refusal(404)
                 return
             self._check_target(scope)
             if scope["method"] == "POST":
@@ -192,6 +199,12 @@ class Guard:
         finally:
             if counted:
                 self._in_flight -= 1
+
+    def _for_people(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a browser looks for a page that is not there; programs take JSON, or whatever comes."""
+        accepted = headers.get(b"accept", b"")
+        asked = scope["method"] in ("GET", "HEAD") and b"text/html" in accepted and b"json" not in accepted
+        return asked and scope["path"] not in self.endpoints
 
     def _check_target(self, scope: Scope) -> None:
         method = self.endpoints.get(scope["path"])

@@ -48,6 +48,7 @@ from serving.ledger.schemas import read as read_report
 from serving.pages import Site, Sources, Status, prepared
 from serving.pages import routes as page_routes
 from serving.pages.data import refused
+from serving.pages.home import missing
 from serving.pages.openapi import described
 from serving.pages.shadow import KINDS, Reader, Shadow
 from serving.pages.verdict import SCAN_DOCS, read_scan, shown, unknown, verdict
@@ -560,6 +561,7 @@ _mounted = Starlette(
         Route("/v1/parcels/scan", _refusing(_scan), methods=["POST"]),
     ]
 )
+_missing = Starlette(routes=[Route("/{path:path}", _site.shown(missing))])
 
 
 class _Validated:
@@ -597,6 +599,7 @@ class GuardedService(Service[Any]):
             on_refusal=lambda status: metrics().refuse(status),
             max_body=int(os.environ.get("DOORSTEP_MAX_BODY", MAX_BODY)),
             prefix=os.environ.get("DOORSTEP_PREFIX", ""),
+            missing=_missing,
         )
 
 

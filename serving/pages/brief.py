@@ -50,32 +50,35 @@ def brief(
         previous: last week's diagnosis, with which what came of its list is told.
 
     Raises:
-        QueryError: the team or the week is none, or the diagnosis knows nothing of that week.
+        QueryError: the team or the week is none, or the diagnosis knows nothing of that week; says of which it does.
     """
     if team not in TEAMS:
         raise QueryError("team", "has no brief", team, ", ".join(TEAMS))
     monday = first_day(week)
     as_of = str(diagnosis.document.get("as_of") or "")[:10]
+    weeks = [str(w) for w in diagnosis.values("parcels", "week")]
+    begun = iso_week(weeks[0]) if weeks else "any"
+    allowed = f"{begun} to {iso_week(as_of)}, which {as_of} is in" if as_of else f"{begun} or later"
     if as_of and as_of < monday.isoformat():
-        year, number, _ = date.fromisoformat(as_of).isocalendar()
-        raise QueryError(
-            "week",
-            "begins after what the diagnosis knows",
-            week,
-            f"{year}-W{number:02d}, which {as_of} is in, or earlier",
-        )
+        raise QueryError("week", "begins after what the diagnosis knows", week, allowed)
+    if weeks and monday.isoformat() < weeks[0]:
+        raise QueryError("week", "ends before the diagnosis begins", week, allowed)
     texts = site.texts
     actions = todo(diagnosis, team, texts, ACTIONS)
-    parcels = diagnosis.sums("parcels", ["late"], Where({"week": monday.isoformat()}, known=("late",)))
+    by_week = {str(g["week"]): g for g in diagnosis.sums("parcels", ["late"], Where(known=("late",)), by=["week"])}
+    own = by_week.get(monday.isoformat(), {"rows": 0, "late": 0})
+    judged = max(by_week, default=None)
     context: dict[str, Any] = {
         "team": team,
         "week": week,
         "monday": monday.isoformat(),
         "sunday": (monday + timedelta(days=6)).isoformat(),
-        "begun": diagnosis.document.get("since") or next(iter(diagnosis.values("parcels", "week", limit=1)), None),
+        "begun": diagnosis.document.get("since") or next(iter(weeks), None),
         "actions": actions,
-        "parcels": parcels[0]["rows"] if parcels else 0,
-        "late": parcels[0]["late"] if parcels else 0,
+        "parcels": own["rows"],
+        "late": own["late"],
+        "judged": None if judged is None else iso_week(judged),
+        "young": judged is None or judged < monday.isoformat(),
         "came": None if previous is None else came_of(previous, diagnosis, team, texts),
         "changes": diagnosis.rows("changes", sort="-changed_at", limit=ACTIONS) if team == "listing" else [],
         "style": Markup(STYLE),  # our own file
@@ -98,6 +101,12 @@ def first_day(week: str) -> date:
     except ValueError:
         pass
     raise QueryError("week", "is no ISO week", week, "a year and a week, such as 2025-W52")
+
+
+def iso_week(day: str) -> str:
+    """The ISO week of a date."""
+    year, number, _ = date.fromisoformat(day).isocalendar()
+    return f"{year}-W{number:02d}"
 
 
 def came_of(previous: Diagnosis, now: Diagnosis, team: str, texts: Texts) -> list[Came]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 from starlette.requests import Request
@@ -33,6 +34,17 @@ def page(request: Request) -> Response:
         except ReplacedError:
             return site.render(request, "replaced.html", status=503)
     return site.render(request, "overview.html", status_of=site.sources.status(), endpoints=endpoints, **told)
+
+
+def missing(request: Request) -> Response:
+    """What a browser is shown at an address at which there is nothing."""
+    site = of(request)
+    path = request.url.path
+    pages = [
+        p for p, method in site.sources.endpoints.items() if method == "GET" and not p.startswith(("/static/", "/v1/"))
+    ]
+    near = get_close_matches(path.rstrip("/")[:100].lower(), pages, n=3, cutoff=0.7)
+    return site.render(request, "missing.html", status=404, path=path[:200], near=near)
 
 
 def found(diagnosis: Diagnosis, texts: Texts) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.diagnosis import Diagnosis, QueryError, ReplacedError, Row
+from serving.diagnosis import Diagnosis, QueryError, ReplacedError, Row, ratio_digits
 from serving.pages import charts
 from serving.pages.site import of
 from serving.pages.texts import Texts
@@ -67,7 +67,7 @@ def around(diagnosis: Diagnosis, texts: Texts) -> Context:
         "sign": lambda verdict: SIGNS[TONES.get(verdict, "unsure")],
         "money": lambda value: money(value, document, texts),
         "times": lambda value: (
-            "–" if value is None else texts("figure.times", ratio=texts.number(value, 0 if value >= 10 else 2))
+            "–" if value is None else texts("figure.times", ratio=texts.number(value, ratio_digits(value)))
         ),
         "ratio_bar": lambda row, before="": ratio_bar(row, texts, before),
         "share_bar": lambda row, top: share_bar(row, top, texts),
@@ -91,7 +91,12 @@ def ratio_bar(row: Row, texts: Texts, before: str = "") -> Any:
     value, low, high = (row.get(f"{before}{n}") for n in ("ratio", "low", "high"))
     if not isinstance(value, float) or not isinstance(low, float) or not isinstance(high, float):
         return charts.ratio(None, None, None, texts("figure.no_ratio"))
-    said = texts("figure.ratio", ratio=texts.number(value, 2), low=texts.number(low, 2), high=texts.number(high, 2))
+    said = texts(
+        "figure.ratio",
+        ratio=texts.number(value, ratio_digits(value)),
+        low=texts.number(low, ratio_digits(low)),
+        high=texts.number(high, ratio_digits(high)),
+    )
     return charts.ratio(value, low, high, said)
 
 

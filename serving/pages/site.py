@@ -192,7 +192,8 @@ def link(depth: int, path: str, query: Mapping[str, Any]) -> str:
 
 
 def _depth(request: Request) -> int:
-    return max(request.scope["path"].count("/") - 1, 0)
+    # As the address is written: a slash within a name (%2F) makes a link's base no deeper.
+    return max((request.scope.get("raw_path") or request.scope["path"].encode()).count(b"/") - 1, 0)
 
 
 def _read(path: Path) -> _File:

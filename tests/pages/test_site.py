@@ -2,6 +2,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urljoin, urlsplit
 
 import pytest
 from hypothesis import given
@@ -61,8 +62,6 @@ class TestTexts:
 class TestLinks:
     @given(st.integers(0, 4), st.sampled_from([p for _, p in NAVIGATION]), st.text(min_size=1))
     def test_a_link_leads_to_the_path_from_any_depth_behind_any_prefix(self, depth: int, path: str, sku: str) -> None:
-        from urllib.parse import parse_qs, urljoin, urlsplit
-
         here = "http://host/behind/a/prefix/" + "x/" * depth + "page?q=1"
         found = urlsplit(urljoin(here, link(depth, path, {"sku": sku, "none": None})))
         assert found.path == "/behind/a/prefix" + path
@@ -87,6 +86,30 @@ class TestPages:
             assert headers["content-security-policy"].startswith("default-src 'self'; ")
             assert "unsafe" not in headers["content-security-policy"]
             assert headers["cache-control"] == "no-store"
+
+    @pytest.mark.parametrize(
+        ("path", "like"), [("/carrierz", "/carriers"), ("/listings/", "/listings"), ("/a%2Fb/<b>&c", None)]
+    )
+    def test_a_mistyped_address_is_a_page_for_a_browser_and_json_for_a_program(
+        self, bare: Any, page: Page, axe: Callable[[Page], None], path: str, like: str | None
+    ) -> None:
+        page.expected = ["404"]  # type: ignore[attr-defined]
+        answer = page.goto(bare.url + path)
+        assert answer is not None and answer.status == 404
+        assert page.locator("h1").inner_text() == "There is no such page"
+        assert page.locator("main code").inner_text() == unquote(path)
+        axe(page)
+        if like:
+            page.get_by_role("link", name=like, exact=True).click()
+        else:
+            page.get_by_role("main").get_by_role("link", name="Carriers").click()
+        assert urlsplit(page.url).path == (like or "/carriers")
+        for accept in ("*/*", "application/json", "application/json, text/html;q=0.5"):
+            found = bare.http.get(path, headers={"accept": accept})
+            assert (found.status_code, found.headers["content-type"]) == (404, "application/problem+json")
+        assert bare.http.post("/carrierz", json={}, headers={"accept": "text/html"}).headers["content-type"] == (
+            "application/problem+json"
+        )
 
     @pytest.mark.parametrize("path", PAGES)
     @pytest.mark.parametrize("width", [1280, 820, 390])

@@ -9,6 +9,7 @@ import re
 import unicodedata
 import zipfile
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urljoin, urlsplit
@@ -389,11 +390,17 @@ class TestBrief:
         assert re.search(rf"Found over {first} to 2026-\d\d-\d\d, not in this week alone\.", text)
         assert text.count("No clear change") == 4
         assert diagnoses.MARKUP not in (out / "brief.html").read_text()
+        first_week = "{}-W{:02d}".format(*date.fromisoformat(first).isocalendar())
         allowed = {
             "2026-W54": "such as 2025-W52",
             "46": "such as 2025-W52",
-            "2027-W01": "2026-W46, which 2026-11-09 is in",
+            "2027-W01": f"{first_week} to 2026-W46, which 2026-11-09 is in",
+            "2024-W30": f"{first_week} to 2026-W46, which 2026-11-09 is in",
         }
+        said = CliRunner().invoke(main, ["brief", str(now), "--team", "listing", "--week", "2026-W46"])
+        last = max(p["week"] for p in SHOP["parcels"] if p["late"] is not None)
+        judged = "{}-W{:02d}".format(*date.fromisoformat(last).isocalendar())
+        assert f"no parcel can be judged yet. The last week that can is {judged}." in said.output
         for asked, answer in allowed.items():
             said = CliRunner().invoke(main, ["brief", str(now), "--team", "listing", "--week", asked])
             assert said.exit_code == 2 and answer in said.output

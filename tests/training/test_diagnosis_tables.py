@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from features import Dataset
 from features.settings import Settings
 from features.snapshot import Facts
+from serving.bundle import Bundle
 from training.diagnosis.artefact import TABLES, rows
 from training.diagnosis.diagnose import diagnose
 from training.diagnosis.excess import SOURCES, by_legs, by_model, by_owner
@@ -156,6 +157,8 @@ def test_a_warehouse_is_told_by_shift_and_a_bad_week_for_all_is_nobodys():
     assert table.loc[table["verdict"] == "worse", ["node", "shift"]].to_numpy().tolist() == [["n0", "late"]]
     assert (table["parcels"].sum(), weeks["parcels"].sum()) == (6_000, 6_000)
     assert table["observed"].sum() == weeks["observed"].sum()
+    for row in table[table["verdict"] == "worse"].itertuples():  # the ratio of the rates that are shown
+        assert row.why == f"{row.rate / row.elsewhere:.2f} times what the same shift elsewhere has"
     quiet = [readiness(*warehouse(1.0, seed), confidence=0.9)[0] for seed in range(10)]
     assert sum((t["verdict"] == "worse").sum() for t in quiet) <= 1
     alone, _, _ = readiness(*warehouse(2.5, 0, nodes=1), confidence=0.9)
@@ -272,7 +275,7 @@ def test_predictions_are_held_against_what_came_of_parcels_the_model_had_not_see
     units = {t: labels(facts, t) for t in ("damaged", "returned")}
     end = facts.snapshot.as_of
     matrices = matrices_of(facts, units, lambda _: None)
-    table, why = reality(trained.bundle, units, matrices, "Europe/Berlin", end, None, 0.9)
+    table, why = reality(Bundle.load(trained.bundle), units, matrices, "Europe/Berlin", end, None, 0.9)
     holdout = pd.read_parquet(trained.run / "holdout.parquet").query("target == 'damaged'")
     own = table[table["target"] == "damaged"]
     assert why == "" and (own["units"].sum(), own["observed"].sum()) == (len(holdout), holdout["label"].sum())

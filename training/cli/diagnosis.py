@@ -11,6 +11,7 @@ import click
 from training.cli.voice import (
     Voice,
     as_of_option,
+    bundled,
     dataset_argument,
     dump,
     json_option,
@@ -55,12 +56,13 @@ def diagnose(
     from training.diagnosis.standards import read
 
     limits = None if standards is None else read(standards)
+    held = None if bundle is None else bundled(bundle)
     data = opened(dataset, voice)
     found = run(
         data,
         as_of=zoned(as_of, data),
         since=since,
-        bundle=bundle,
+        bundle=held,
         standards=limits,
         seed=seed,
         progress=voice.progress,

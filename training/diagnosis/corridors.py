@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from features.arrays import DAY, Array
+from serving.diagnosis import ratio_digits
 from training.diagnosis.expected import Cases, kept, levels, others
 from training.diagnosis.parcels import Parcels, week_number
 from training.diagnosis.shrink import Doubt, estimate, summary, worst_first
@@ -223,7 +224,8 @@ def _verdict(row: pd.Series[Any]) -> tuple[str, str]:
             )
         return "cannot tell", f"{row['others']} parcels of others there: too few to tell the carrier from the region"
     if row["chance_worse"] >= SURE:
-        return "worse", f"{row['ratio']:.2f} times what others would have had with the same parcels"
+        ratio = f"{row['ratio']:.{ratio_digits(row['ratio'])}f}"
+        return "worse", f"{ratio} times what others would have had with the same parcels"
     if row["chance_worse"] <= 1 - SURE:
         return "as expected", "not a quarter more than others would have had"
     return "cannot tell", "too few failures yet to tell chance from the carrier"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pandas as pd
 from features.arrays import DAY, Array, local
 from features.dataset import Dataset
 from features.snapshot import Facts, on_clock
+from serving.bundle import Bundle
 from serving.diagnosis import FORMAT, TABLES
 from training.check import require
 from training.diagnosis.corridors import Corridors, cases, corridors
@@ -56,7 +56,7 @@ def diagnose(
     *,
     as_of: pd.Timestamp | str | None = None,
     since: str | None = None,
-    bundle: Path | None = None,
+    bundle: Bundle | None = None,
     standards: Mapping[str, Standard] | None = None,
     seed: int = 0,
     progress: Callable[[str], Any] = lambda _: None,
@@ -74,7 +74,6 @@ def diagnose(
 
     Raises:
         features.settings.DatasetError: the dataset is broken, see `doorstep check`.
-        features.files.ArtefactError: the bundle is none.
         ValueError: dates that leave nothing.
     """
     progress("checking the dataset")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -26,7 +25,7 @@ TEAM = {
 
 
 def reality(
-    bundle: Path | None,
+    bundle: Bundle | None,
     units: Mapping[str, Labels],
     matrices: Matrices,
     zone: str,
@@ -39,23 +38,19 @@ def reality(
     The interval is of the number that would be observed if every probability were right.
 
     Args:
-        bundle: the bundle's folder.
+        bundle: whose predictions they are; None: there are none.
         units: the labels of every target.
         matrices: from `training.pipeline.matrices_of`.
         zone: the shop's time zone: months are its own.
         as_of: only what was known before is used.
         since: only what was decided from then on.
         confidence: of the intervals.
-
-    Raises:
-        features.files.ArtefactError: it is no bundle.
     """
     if bundle is None:
         return pd.DataFrame(), "no predictions are given: name a bundle with --bundle"
-    loaded = Bundle.load(bundle)
-    seen = np.datetime64(str(loaded.meta["holdout_from"]).removesuffix("Z"), "us")
+    seen = np.datetime64(str(bundle.meta["holdout_from"]).removesuffix("Z"), "us")
     z, rows = NormalDist().inv_cdf((1 + confidence) / 2), []
-    for target, model in loaded.targets.items():
+    for target, model in bundle.targets.items():
         if target not in units or TARGETS[target].unit not in matrices:
             continue
         label, mature = units[target].known(as_of)

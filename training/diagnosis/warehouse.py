@@ -15,6 +15,7 @@ import pandas as pd
 
 from features.arrays import Array, absent
 from features.snapshot import Facts
+from serving.diagnosis import ratio_digits
 from training.diagnosis.parcels import Parcels
 from training.diagnosis.shrink import WORSE
 
@@ -132,8 +133,12 @@ def _held(node: str, shift: str, measure: str, cells: pd.DataFrame, z: float) ->
     log = np.log((o.sum() + 0.5) / (e.sum() + 0.5))
     half = z * spread
     verdict = "worse" if log - half > np.log(WORSE) else "as expected" if log + half <= np.log(WORSE) else "cannot tell"
+    elsewhere = e.sum() / size
+    ratio = rate / elsewhere if elsewhere else np.inf  # of the rates that are shown, as pages say it
     told_why = {
-        "worse": f"{np.exp(log):.2f} times what the same shift elsewhere has",
+        "worse": f"{ratio:.{ratio_digits(ratio)}f} times what the same shift elsewhere has"
+        if elsewhere
+        else "the same shift elsewhere has none",
         "as expected": "not a quarter more than the same shift elsewhere",
         "cannot tell": "its weeks differ too much, or are too few, to tell",
     }[verdict]
@@ -141,7 +146,7 @@ def _held(node: str, shift: str, measure: str, cells: pd.DataFrame, z: float) ->
         "rate": rate,
         "low": rate * np.exp(-half),
         "high": rate * np.exp(half),
-        "elsewhere": e.sum() / size,
+        "elsewhere": elsewhere,
         "verdict": verdict,
         "why": told_why,
         "trend": trend,
