@@ -53,6 +53,7 @@ from serving.pages.openapi import described
 from serving.pages.shadow import KINDS, Reader, Shadow
 from serving.pages.verdict import SCAN_DOCS, read_scan, shown, unknown, verdict
 from serving.policy import Policy
+from serving.rehearsal import rehearse
 from serving.schemas import EXAMPLE, Answer, Invalid, Rules, openapi
 from serving.score import decide, unknown_codes
 from serving.store import STATES, Watcher
@@ -121,7 +122,7 @@ class Live:
             os.environ.get("DOORSTEP_BUNDLE") or None, self._load_bundle, name="bundle", on_change=self._swap
         )
         self.snapshot = Watcher(
-            os.environ.get("DOORSTEP_SNAPSHOT") or None, Snapshot.load, name="snapshot", on_change=self._swap
+            os.environ.get("DOORSTEP_SNAPSHOT") or None, self._load_snapshot, name="snapshot", on_change=self._swap
         )
         self.policy = Watcher(
             os.environ.get("DOORSTEP_POLICY") or None, self._load_policy, name="policy", on_change=self._swap
@@ -169,13 +170,19 @@ class Live:
     def _load_bundle(self, directory: Path) -> Bundle:
         """A bundle that has answered once: one that cannot is refused here, and no request pays for a first time."""
         bundle = Bundle.load(directory)
-        decide(bundle, self.snapshot.value, self.policy.value, _RULES.one(to_json(EXAMPLE)))
+        rehearse(bundle, self.snapshot.value, self.policy.value)
         return bundle
+
+    def _load_snapshot(self, directory: Path) -> Snapshot:
+        """A snapshot that was answered from once, likewise."""
+        snapshot = Snapshot.load(directory)
+        rehearse(self.bundle.value, snapshot, self.policy.value)
+        return snapshot
 
     def _load_policy(self, file: Path) -> Policy:
         """A policy that has advised once, likewise."""
         policy = Policy.load(file)
-        decide(self.bundle.value, self.snapshot.value, policy, _RULES.one(to_json(EXAMPLE)))
+        rehearse(self.bundle.value, self.snapshot.value, policy)
         return policy
 
     def _swap(self) -> None:
