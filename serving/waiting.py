@@ -1,7 +1,7 @@
 """Parcels that wait to be packed: announced by the shop's system, found by the code that is scanned.
 
 One SQLite file, shared by the workers of a machine. It holds requests as they were announced, customers' ids included,
-and forgets each after some days.
+and forgets each after some days: at the next announcement or start, and while parcels are scanned at least every hour.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from pydantic_core import to_json
 
 DAYS = 14
 """How long a parcel waits, unless told otherwise."""
+FORGET = timedelta(hours=1)
+"""How often what waits too long is looked for where nothing is announced."""
 BUSY_SECONDS = 2.0
 """How long one worker waits for another's writing."""
 
@@ -46,6 +48,7 @@ class Waiting:
         self.path = Path(path)
         self.days = days
         self._clock = clock
+        self._forgotten = clock()
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
@@ -72,7 +75,7 @@ class Waiting:
                 "request BLOB NOT NULL) WITHOUT ROWID"
             )
             connection.execute("CREATE INDEX IF NOT EXISTS waiting_since ON waiting (announced_at)")
-            connection.execute("DELETE FROM waiting WHERE announced_at < ?", (self._oldest(self._clock()),))
+            self._forget(connection, self._forgotten)
 
     @contextmanager
     def _unavailable(self) -> Iterator[None]:
@@ -106,16 +109,24 @@ class Waiting:
         now = self._clock()
         rows = [(r["parcel"]["parcel_id"].strip(), now.isoformat(), to_json(r)) for r in requests]
         with self._change() as connection:
-            connection.execute("DELETE FROM waiting WHERE announced_at < ?", (self._oldest(now),))
+            self._forget(connection, now)
             connection.executemany("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?)", rows)
             return int(connection.execute("SELECT count(*) FROM waiting").fetchone()[0])
 
     def find(self, code: str) -> bytes | None:
         """The request of a parcel that waits, as JSON; None if none of this code does. Raises WaitingError."""
         query = "SELECT request FROM waiting WHERE parcel_id = ? AND announced_at >= ?"
+        now = self._clock()
         with self._change() as connection:
-            row = connection.execute(query, (code, self._oldest(self._clock()))).fetchone()
+            row = connection.execute(query, (code, self._oldest(now))).fetchone()
+        if now - self._forgotten >= FORGET:
+            self._forgotten = now
+            with suppress(WaitingError), self._change() as connection:  # the next one does it, else
+                self._forget(connection, now)
         return None if row is None else bytes(row[0])
+
+    def _forget(self, connection: sqlite3.Connection, now: datetime) -> None:
+        connection.execute("DELETE FROM waiting WHERE announced_at < ?", (self._oldest(now),))
 
     def _oldest(self, now: datetime) -> str:
         return (now - timedelta(days=self.days)).isoformat()

@@ -210,8 +210,9 @@ class Report:
         if groups:
             lines.append("absent, and what that costs:")
             lines += [f"  {table}: {', '.join(names)}: {cost}" for (table, cost), names in groups.items()]
-        errors, warnings = len(self.errors), len(self.findings) - len(self.errors)
-        lines.append(f"{'fit to train on' if self.ok else 'NOT fit to train on'}: {errors} errors, {warnings} warnings")
+        found = {"error": len(self.errors), "warning": len(self.findings) - len(self.errors)}
+        counted = ", ".join(f"{n} {what}{'s' if n != 1 else ''}" for what, n in found.items())
+        lines.append(f"{'fit to train on' if self.ok else 'NOT fit to train on'}: {counted}")
         return "\n".join(lines)
 
 
@@ -270,7 +271,7 @@ class _Check:
         self._reasons()
         order = {table: i for i, table in enumerate(TABLES)}
         self.findings.sort(key=lambda f: (f.severity != ERROR, order.get(f.table, -1)))
-        present, absent = self._presence()
+        present, absent = self._presence() if self.tables else ({}, ())  # of nothing nothing is missing
         rows = {name: len(frame) for name, frame in self.tables.items()}
         return Report(self.reading.settings.name, rows, tuple(self.findings), present, absent)
 

@@ -23,7 +23,7 @@ from serving.ledger.seals import Secrets
 from serving.ledger.store import Database
 from serving.pages.site import HERE
 from serving.pages.station import DONE_KEY, OVERRIDE_KEYS
-from serving.pages.verdict import OVERRIDES
+from serving.pages.verdict import DONE, OVERRIDES
 from training.announce import requests, send
 from training.policy import draft
 
@@ -130,6 +130,11 @@ def test_a_parcel_is_scanned_read_done_and_the_next_one_scanned(
     expect(station.locator("#said")).to_have_text("Pack as usual")
     expect(station.locator("#answers")).to_be_hidden()
     axe(station)
+    for control in (DONE, next(iter(OVERRIDES)).lower()):  # an answer to nothing is not swallowed
+        station.keyboard.type(control)
+        station.keyboard.press("Enter")
+        expect(station.locator("#said")).to_have_text("Nothing to answer. Scan the next parcel")
+    assert len(shop.reports()) == before + 1
     kind, body = shop.reports()[before]
     assert (kind, body["kind"], body["action"], body["parcel_id"]) == ("outcome", "done", key, code)
 

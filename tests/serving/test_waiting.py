@@ -1,6 +1,7 @@
 import json
 import sqlite3
 import threading
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,11 @@ def test_a_parcel_that_waits_too_long_is_not_found_even_if_nothing_is_announced_
         waiting = Waiting(Path(folder) / "w.db", days=days, clock=lambda: now[0])
         waiting.announce([request("P")])
         now[0] += timedelta(days=later)
-        assert (waiting.find("P") is None) == (timedelta(days=later) > timedelta(days=days))
+        gone = timedelta(days=later) > timedelta(days=days)
+        assert (waiting.find("P") is None) == gone
+        if later > 1:  # it is not only hidden: what was announced of customers is no longer kept
+            with closing(sqlite3.connect(Path(folder) / "w.db")) as file:
+                assert file.execute("SELECT count(*) FROM waiting").fetchone() == (int(not gone),)
         waiting.close()
 
 

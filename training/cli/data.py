@@ -106,12 +106,15 @@ def shopee(voice: Voice, file: Path, out: Path, with_freight: bool, as_json: boo
 @click.pass_context
 def check(ctx: click.Context, voice: Voice, dataset: Path, as_json: bool) -> None:
     """Check a dataset: every failure at once, with counts and examples. Exit status 1 if it cannot be trained on."""
+    from features.settings import DatasetError
     from training.check import check as run
 
     report = run(dataset, progress=voice.progress)
     voice.close()
     if as_json:
         dump(report.to_dict())
+    elif not dataset.is_dir():  # there is nothing to report on
+        raise DatasetError(report.errors, str(dataset))
     else:
         click.echo(report.render())
     voice.next(f"doorstep train {dataset}" if report.ok else "mend the errors above, then check again")

@@ -17,6 +17,9 @@ from training.cli.voice import (
     voiced,
 )
 
+SUGGESTED = 8
+"""Parcels that are named to be tried: so many that one of them should have something to do."""
+
 
 @click.command()
 @bundle_option
@@ -107,6 +110,10 @@ def announce(voice: Voice, dataset: Path, url: str, last: int, out: Path | None)
             voice.progress(f"announcing, {done} of {len(parcels)}")
     voice.close()
     click.echo(f"{len(parcels)} parcels {'written to ' + str(out) if out else 'announced'}")
-    codes = ", ".join(str(p["parcel"]["parcel_id"]) for p in parcels[-3:])
     if out is None:
-        voice.next(f"open {url.rstrip('/')}/pack and scan (or type) {codes}")
+        # Which of them there is something to do about, only a scan tells, and every scan is a decision that is kept.
+        codes = ", ".join(str(p["parcel"]["parcel_id"]) for p in parcels[: -SUGGESTED - 1 : -1])
+        voice.next(
+            f"open {url.rstrip('/')}/pack and scan (or type) some of them, such as {codes}; "
+            'of most the station just says "Pack as usual"'
+        )

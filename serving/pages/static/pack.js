@@ -211,6 +211,12 @@ function show(said, code = "") {
 
 // --- answering ------------------------------------------------------------------------------------------------------
 
+// What is said of an answer: it is noted, or there is no advice to answer, or the service keeps none of this advice.
+function noted(text) {
+  if (current) return text;
+  return answers.hidden ? texts.unasked : texts.unkept;
+}
+
 function finish(said, send) {
   const parcel = document.getElementById("parcel").textContent;
   if (current) send(current);
@@ -220,14 +226,13 @@ function finish(said, send) {
 }
 
 function done() {
-  const advised = current;
-  finish(advised ? texts.noted_done : texts.ready, (c) => report(station.dataset.outcomes, {
+  finish(noted(texts.noted_done), (c) => report(station.dataset.outcomes, {
     decision_id: c.decision_id, kind: "done", action: c.key, happened_at: now(),
   }));
 }
 
 function override(reason) {
-  finish(current ? texts.noted_other : texts.ready, (c) => report(station.dataset.overrides, {
+  finish(noted(texts.noted_other), (c) => report(station.dataset.overrides, {
     decision_id: c.decision_id, reason, at: now(),
   }));
 }
