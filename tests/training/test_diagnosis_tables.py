@@ -318,6 +318,33 @@ def test_no_product_is_named_because_others_of_its_category_had_luck():
     assert set(found.loc[found["named"], "sku"]) == {"0-0", "0-1", "0-2"}
 
 
+def test_what_best_sellers_come_back_for_is_not_expected_of_whatever_weighs_as_much(monkeypatch: pytest.MonkeyPatch):
+    r, rows = np.random.default_rng(3), []
+    for category, brand in np.ndindex(5, 8):
+        for product in range(5):
+            many = int(30 * r.pareto(1.2)) + 5
+            back = r.random(many) < 0.1 * r.lognormal(-0.18, 0.6)
+            names = {"sku": f"{category}-{brand}-{product}", "category": f"c{category}", "brand": f"b{brand}"}
+            rows.append(
+                pd.DataFrame({**names, "counted": back, "returned": back, "weight": r.lognormal(0, 1)}, range(many))
+            )
+    lines = pd.concat(rows, ignore_index=True)
+    lines["reason"] = np.where(lines["counted"], "defect", None)
+    code = lines["category"].str[1:].astype(float)
+    matrix = np.column_stack([lines["weight"], r.random(len(lines)), code, np.zeros(len(lines))]).astype(np.float32)
+
+    def off() -> float:
+        found, _ = products(lines, matrix)
+        of = found.groupby(["category", "brand"])[["lines", "expected"]].sum()
+        of = of[of["lines"] >= 100]
+        return float(np.sqrt(np.mean(np.log(of["expected"] / (0.1 * of["lines"])) ** 2)))
+
+    chosen = off()
+    monkeypatch.setattr("training.diagnosis.products.TREES", (80,))
+    assert chosen < 0.85 * off()
+    assert chosen < 0.3
+
+
 def test_the_oracle_of_listings_knows_what_is_planted_and_what_is_usual():
     oracle = Oracle(1_500, seed=2, scenario=shipped()["misleading_listings"])
     listings, lines = oracle.listings(references=2), oracle.lines()

@@ -10,6 +10,7 @@ it, by what they had beyond their expectation (out of fold), and how little of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +84,7 @@ def held_out(
     threads: int,
     also: Array | None = None,
     leaf: int = 100,
+    trees: Sequence[int] = (TREES,),
 ) -> tuple[Array, Array]:
     """Chances of each row by a model that has not seen its fold.
 
@@ -95,27 +97,36 @@ def held_out(
         threads: of LightGBM.
         also: (m, f) float32, rows of no fold.
         leaf: rows that a leaf holds at least.
+        trees: numbers of trees, upwards.
 
     Returns:
-        (n,) chances, and (m,) the mean of all models for the rows of no fold; NaN where a fold's rest holds one label.
+        (s, n) chances with each number of trees, and (s, m) the mean of all models for the rows of no fold; NaN where a
+        fold's rest holds one label.
     """
     patient()
     import lightgbm
 
-    out = np.full(len(label), np.nan)
-    extra = np.full((int(fold.max(initial=0)) + 1, 0 if also is None else len(also)), np.nan)
-    for k in range(len(extra)):
-        train = np.flatnonzero(fold != k)
+    folds, beside = int(fold.max(initial=0)) + 1, matrix[:0] if also is None else also
+    out = np.full((len(trees), len(label)), np.nan)
+    extra = np.zeros((len(trees), len(beside)))
+    settings = PARAMS | {"min_data_in_leaf": leaf, "seed": seed, "num_threads": threads}
+    for k in range(folds):
+        train, own = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
         if len(train) > ROWS:
             train = np.sort(np.random.default_rng(seed).choice(train, ROWS, replace=False))
         if not len(train) or label[train].min() == label[train].max():
-            return np.full(len(label), np.nan), np.full(extra.shape[1], np.nan)
+            return np.full(out.shape, np.nan), np.full(extra.shape, np.nan)
         data = lightgbm.Dataset(matrix[train], label[train], categorical_feature=coded)
-        model = lightgbm.train(PARAMS | {"min_data_in_leaf": leaf, "seed": seed, "num_threads": threads}, data, TREES)
-        out[fold == k] = np.asarray(model.predict(matrix[fold == k], num_threads=threads))
-        if also is not None and len(also):
-            extra[k] = np.asarray(model.predict(also, num_threads=threads))
-    return out, extra.mean(axis=0)
+        model = lightgbm.train(settings, data, max(trees))
+
+        def said(rows: Array, many: int, model: lightgbm.Booster = model) -> Array:
+            found = model.predict(rows, num_iteration=many, num_threads=threads) if len(rows) else np.empty(0)
+            return np.asarray(found)
+
+        for i, many in enumerate(trees):
+            out[i, own] = said(matrix[own], many)
+            extra[i] += said(beside, many) / folds
+    return out, extra
 
 
 def others(cases: Cases, carrier: int, seed: int, threads: int) -> tuple[Array, Array]:
@@ -129,7 +140,7 @@ def others(cases: Cases, carrier: int, seed: int, threads: int) -> tuple[Array, 
     fold = (pd.util.hash_array(cases.order[rest].astype(np.uint64)) % FOLDS).astype(np.int64)
     coded = [cases.names.index(c) for c in cases.coded]
     held, chance = held_out(cases.matrix[rest], cases.label[rest], fold, coded, seed, threads, cases.matrix[own])
-    return chance, held
+    return chance[0], held[0]
 
 
 def levels(label: Array, chance: Array, group: Array, groups: int, rng: np.random.Generator) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ from features.reasons import NOT_STATED
 from features.snapshot import Facts
 from training.diagnosis.expected import held_out
 from training.diagnosis.parcels import text, week_number
-from training.diagnosis.shrink import Doubt, draws_for, estimate, means, worst_first
+from training.diagnosis.shrink import Doubt, draws_for, estimate, log_chance, means, worst_first
 from training.labels import Labels
 from training.models import cores
 from training.models.reasons import told
@@ -40,9 +40,8 @@ OWNER = "listing"
 WORSE = 1.1
 """A product comes back more than comparable ones from a tenth more on."""
 
-LIKELY, SURE = 0.85, 0.9
-"""How likely it has to be of each product named that it is worse, and of one that has not come back more than
-comparable ones itself, only its brand."""
+LIKELY = 0.75
+"""How likely it has to be of each product named that it is worse, however sure others are."""
 
 MODEL = 0.2
 """Standard deviation of what is expected of a brand's products in a category, besides what chance made of the others':
@@ -51,6 +50,14 @@ a few of those sell most, and their customers and prices are somewhat different 
 LEAF, LEAVES = 100, 40
 """Rows that a leaf holds at least, and into how many parts they may be cut at most: weight and price tell a product
 that sells much apart from all others, and what it comes back for is then expected of its likes."""
+
+TREES = (5, 10, 20, 40, 80)
+"""How many trees are tried. Products that sell much hold most lines of a category: what they are is no rule for others'
+products, and trees that have learned it say less of a brand they have not seen. So the number is chosen by how likely
+it makes the returns of whole products, not of lines."""
+
+DIFFER = 0.6
+"""How much products differ for that: coefficient of variation."""
 
 STRENGTHS = (4.0, 400.0)
 """Expected returns at which what a category's other brands had counts as much as what all categories have: at least,
@@ -66,7 +73,7 @@ probability, is no measure for them."""
 
 FOLDS = 3
 
-PEERS = ("product_weight", "product_length", "has_variants", "fragility")
+PEERS = ("product_weight", "product_length", "has_variant", "fragility")
 """What is read of a product besides category and price: what it is, not what its page says."""
 
 
@@ -219,10 +226,7 @@ def products(
     out["reason_observed"], out["reason_expected"] = by_reason[0][at, most], by_reason[1][at, most]
     for name in ("ratio", "low", "high"):
         out[f"reason_{name}"] = np.column_stack([t[name] for t in each])[at, most]
-    # A brand's trouble speaks for all its products, but for one whose own record does not, only where it is sure.
-    against = out["reason_observed"] <= out["reason_expected"]
-    enough = out["chance_worse"] >= np.where(against, SURE, LIKELY)
-    out["named"] = named(np.where(enough, out["chance_worse"], 0.0))
+    out["named"] = named(np.where(out["chance_worse"] >= LIKELY, out["chance_worse"], 0.0))
     out["verdict"] = np.select(
         [out["named"], out["chance_worse"] <= 1 - confidence], ["worse", "as expected"], "cannot tell"
     )
@@ -296,20 +300,30 @@ def _peers(
         worth = _strength(total[0], total[1], usual)
         return total[0][home] - kept[0] + worth * usual, total[1][home] - kept[1] + worth
 
+    def likely(due: Array) -> float:
+        # Of what came back of each product, whatever for: products of a brand they have not seen.
+        o, e = of_others(due, np.zeros(seen.shape, dtype=bool))
+        expected = due * (o / e).sum(axis=1)[family]
+        return float(log_chance(observed.sum(axis=1), expected, np.float64(DIFFER**-2.0)).sum())
+
     def suspect(due: Array) -> Array:
         o, e = of_others(due, np.zeros(seen.shape, dtype=bool))
         by = [means(observed[:, k], due * (o / e)[family, k], rng, family, home) > FAR for k in range(reasons)]
         return np.stack([b.mean(axis=0) > SUSPECT for b in by], axis=1)
 
-    chance, _ = held_out(matrix, own, fold, coded, seed, cores(), leaf=leaf)
-    if np.isnan(chance).any():
+    each, _ = held_out(matrix, own, fold, coded, seed, cores(), leaf=leaf, trees=TREES)
+    if np.isnan(each).any():
         return None
+    trees = int(np.argmax([likely(np.bincount(code, chance, n)) for chance in each]))
+    chance = each[trees]
     apart = suspect(np.bincount(code, chance, n))
     left = np.asarray(~apart.any(axis=1))[family][code]
     if not left.all() and min(own[left].sum(), (1 - own[left]).sum()) >= LEAST:
-        again, rest = held_out(matrix[left], own[left], fold[left], coded, seed, cores(), matrix[~left], leaf)
+        again, rest = held_out(
+            matrix[left], own[left], fold[left], coded, seed, cores(), matrix[~left], leaf, TREES[trees : trees + 1]
+        )
         if not (np.isnan(again).any() or np.isnan(rest).any()):
-            chance[left], chance[~left] = again, rest
+            chance[left], chance[~left] = again[0], rest[0]
             apart = suspect(np.bincount(code, chance, n))
     due = np.bincount(code, chance, n)
     o, e = of_others(due, apart)

@@ -292,7 +292,7 @@ def _by_family(observed: Array, expected: Array, family: Array, families: int) -
     for first in range(0, len(observed), PART):
         part = slice(first, first + PART)
         o, e = observed[part, None, None], np.maximum(expected[part, None, None], 1e-12) * LEVELS[:, None]
-        each = _log_chance(o, e, shapes)
+        each = log_chance(o, e, shapes)
         usual, far = each[..., :-1], each[..., -1:]
         more = np.exp(np.clip(far - usual, -50, 50))
         mixed = usual[..., None] + np.log1p(np.array(list(APART)) * (more[..., None] - 1))
@@ -320,7 +320,7 @@ def _around(
     """Draws of ratios around a mean, (draws, g), of the usual spread (draws, g) or, a share (draws,), apart."""
     due, odds = expected * mean, (share / (1 - share))[:, None]
     usual, far = spread**-2.0, np.float64(APART_SPREAD**-2.0)
-    seen_if = [_log_chance(observed, due, shape) for shape in (usual, far)]
+    seen_if = [log_chance(observed, due, shape) for shape in (usual, far)]
     chance = 1.0 / (1.0 + np.exp(np.clip(seen_if[0] - seen_if[1], -50, 50)) / odds)
     shape = np.where(rng.random(chance.shape) < chance, far, usual)
     return np.asarray(rng.gamma(shape + observed, 1.0 / (shape / mean + expected)))
@@ -333,7 +333,7 @@ def worst_first(groups: pd.DataFrame) -> pd.DataFrame:
     return groups.iloc[order].reset_index(drop=True)
 
 
-def _log_chance(observed: Array, expected: Array, shape: Array | np.float64) -> Array:
+def log_chance(observed: Array, expected: Array, shape: Array | np.float64) -> Array:
     """Log of the chance of a count whose mean is Gamma with this shape around `expected`, but for what is the same."""
     e = np.maximum(expected, 1e-12)
     return np.asarray(
