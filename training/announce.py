@@ -37,8 +37,10 @@ def requests(dataset: Dataset, last: int) -> list[dict[str, Any]]:
     joined = parcels.merge(orders[["order_id", "ordered_at"]], on="order_id", how="inner")
     packed = joined["packed_at"] if "packed_at" in joined else joined["ordered_at"]
     at = packed.fillna(joined["ordered_at"])
-    chosen = joined.assign(_at=at).sort_values(["_at", "parcel_id"], kind="stable").tail(last)
-    of_parcel = lines[lines["parcel_id"].isin(chosen["parcel_id"])] if "parcel_id" in lines else lines.head(0)
+    joined = joined.assign(_at=at).sort_values(["_at", "parcel_id"], kind="stable")
+    chosen = joined.tail(last)
+    of_parcel = _placed(lines, joined)
+    of_parcel = of_parcel[of_parcel["parcel_id"].isin(chosen["parcel_id"])]
     by_parcel = dict(iter(of_parcel.groupby("parcel_id"))) if len(of_parcel) else {}
     by_order = orders[orders["order_id"].isin(chosen["order_id"])].set_index("order_id", drop=False)
     flags = {n: {c.name for c in t.columns if c.kind == "flag"} for n, t in TABLES.items()}
@@ -54,6 +56,20 @@ def requests(dataset: Dataset, last: int) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def _placed(lines: pd.DataFrame, parcels: pd.DataFrame) -> pd.DataFrame:
+    """Order lines with their parcel; those that name none travel in the first of their order, as the models take it.
+
+    Args:
+        lines: order lines, with or without a column `parcel_id`.
+        parcels: the oldest first.
+    """
+    if not len(lines):
+        return lines.assign(parcel_id=pd.Series(dtype=object))
+    first = parcels.drop_duplicates("order_id").set_index("order_id")
+    usual = lines["order_id"].map(first["parcel_id"])
+    return lines.assign(parcel_id=lines["parcel_id"].fillna(usual) if "parcel_id" in lines else usual)
 
 
 def _plain(row: dict[Any, Any], flags: set[str]) -> dict[str, Any]:

@@ -10,7 +10,10 @@ import numpy as np
 from features.arrays import Array, absent
 from features.outcomes import Outcome
 from features.snapshot import Facts
-from features.vocabulary import TARGETS
+from features.vocabulary import EVENT_KINDS, TARGETS
+
+_TOLD_BY = {"failed_attempt": "attempt_failed", "damaged": "damaged"}
+"""Target -> the kind of event without which nothing is known of it; of all others that is a delivery."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,26 @@ def labels(facts: Facts, target: str) -> Labels:
     return Labels(
         target, unit, row, ids[row], rows.order_id[parcel], level.decided_at[row], outcome.matures_at[row], outcome
     )
+
+
+def never_told(facts: Facts, target: str) -> str:
+    """Why a dataset cannot tell an outcome of any unit, or an empty text.
+
+    Where no event of its kind is recorded at all, nobody kept it: that it never happened would be an invention.
+    """
+    unit = TARGETS[target].unit
+    if target == "returned" and "returns" not in facts.tables:
+        return "the dataset has no table returns"
+    if target == "returned" and "order_lines" not in facts.tables:
+        return "the dataset has returns but no table order_lines: a return belongs to a line of an order"
+    if unit == "parcel" and "parcels" not in facts.tables:
+        return "the dataset has no table parcels"
+    if target == "late" and np.isnat(facts.rows.parcels["orders", "promised_to"]).all():
+        return "no order has a promised_to: without a promise nothing is late"
+    needed = _TOLD_BY.get(target, "delivered")
+    if needed not in set(facts.tables.get("events", {}).get("kind", ())):
+        return f"no event of kind {needed} ({EVENT_KINDS[needed]}) is in the table events"
+    return ""
 
 
 def maturity_rule(target: str, return_window_days: int, lost_after_days: int) -> str:

@@ -22,7 +22,7 @@ from features.history import key
 from features.matrix import FeatureSet, whole
 from features.settings import Settings
 from features.snapshot import Facts, on_clock
-from features.vocabulary import EVENT_KINDS, TARGETS
+from features.vocabulary import TARGETS
 from serving.bundle import REASON, Bundle, TargetModel
 from serving.levers import Lever
 from serving.reasons import ReasonModel
@@ -33,7 +33,7 @@ from training.evaluate.baselines import Fold as BaselineFold
 from training.evaluate.baselines import fit_baselines
 from training.evaluate.confusion import Noise
 from training.evaluate.slices import by_slice, slices
-from training.labels import Labels, labels, maturity_rule
+from training.labels import Labels, labels, maturity_rule, never_told
 from training.leaks import Leak, LeakError, leaks
 from training.maturity import TooYoung, matured_rate, news
 from training.models import MANY_ROWS, MIN_POSITIVES, MODELS, Fitted, ModelSpec, cores, fit
@@ -359,20 +359,10 @@ def default_holdout(units: dict[str, Labels], end: np.datetime64) -> np.datetime
 
 def why_not(facts: Facts, units: Labels, fold: Fold) -> str:
     """Why a target cannot be trained, or an empty text."""
+    untold = never_told(facts, units.target)
+    if untold:
+        return untold
     target = TARGETS[units.target]
-    kinds = set(facts.tables.get("events", {}).get("kind", ()))
-    needs = {"late": "delivered", "failed_attempt": "attempt_failed", "damaged": "damaged", "undelivered": "delivered"}
-    if units.target == "returned" and "returns" not in facts.tables:
-        return "the dataset has no table returns"
-    if units.target == "returned" and "order_lines" not in facts.tables:
-        return "the dataset has returns but no table order_lines: a return belongs to a line of an order"
-    if units.target != "returned" and "parcels" not in facts.tables:
-        return "the dataset has no table parcels"
-    if units.target == "late" and np.isnat(facts.rows.parcels["orders", "promised_to"]).all():
-        return "no order has a promised_to: without a promise nothing is late"
-    needed = needs.get(units.target, "delivered")
-    if needed not in kinds:
-        return f"no event of kind {needed} ({EVENT_KINDS[needed]}) is in the table events"
     positives = int(fold.train_label.sum())
     negatives = len(fold.train_label) - positives
     if min(positives, negatives) < MIN_POSITIVES:

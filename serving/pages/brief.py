@@ -9,9 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from serving.diagnosis import Diagnosis, QueryError, Where
+from serving.diagnosis import PARCEL_TARGETS, Diagnosis, QueryError, Where
 from serving.pages.meeting import STYLE
-from serving.pages.reading import around
+from serving.pages.reading import around, shop_day
 from serving.pages.site import Site
 from serving.pages.texts import Texts
 from serving.pages.todo import TEAMS, Action, todo
@@ -55,7 +55,7 @@ def brief(
     if team not in TEAMS:
         raise QueryError("team", "has no brief", team, ", ".join(TEAMS))
     monday = first_day(week)
-    as_of = str(diagnosis.document.get("as_of") or "")[:10]
+    as_of = shop_day(diagnosis.document, "as_of", last=True)
     weeks = [str(w) for w in diagnosis.values("parcels", "week")]
     begun = iso_week(weeks[0]) if weeks else "any"
     allowed = f"{begun} to {iso_week(as_of)}, which {as_of} is in" if as_of else f"{begun} or later"
@@ -65,18 +65,30 @@ def brief(
         raise QueryError("week", "ends before the diagnosis begins", week, allowed)
     texts = site.texts
     actions = todo(diagnosis, team, texts, ACTIONS)
-    by_week = {str(g["week"]): g for g in diagnosis.sums("parcels", ["late"], Where(known=("late",)), by=["week"])}
-    own = by_week.get(monday.isoformat(), {"rows": 0, "late": 0})
-    judged = max(by_week, default=None)
+    # By outcome: which of them are old enough to judge differs, and some nobody records.
+    judged_by = {
+        target: {str(g["week"]): g for g in diagnosis.sums("parcels", [target], Where(known=(target,)), by=["week"])}
+        for target in PARCEL_TARGETS
+    }
+    counts = [
+        texts(
+            "brief.count",
+            target=texts.word("target", target),
+            n=texts.number(own[monday.isoformat()][target]),
+            parcels=texts.number(own[monday.isoformat()]["rows"]),
+        )
+        for target, own in judged_by.items()
+        if monday.isoformat() in own
+    ]
+    judged = max((week for own in judged_by.values() for week in own), default=None)
     context: dict[str, Any] = {
         "team": team,
         "week": week,
         "monday": monday.isoformat(),
         "sunday": (monday + timedelta(days=6)).isoformat(),
-        "begun": diagnosis.document.get("since") or next(iter(weeks), None),
+        "begun": shop_day(diagnosis.document, "since") or next(iter(weeks), None),
         "actions": actions,
-        "parcels": own["rows"],
-        "late": own["late"],
+        "counts": ", ".join(counts),
         "judged": None if judged is None else iso_week(judged),
         "young": judged is None or judged < monday.isoformat(),
         "came": None if previous is None else came_of(previous, diagnosis, team, texts),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -57,12 +59,13 @@ def around(diagnosis: Diagnosis, texts: Texts) -> Context:
     return {
         "of": {
             "dataset": document.get("dataset") or "",
-            "as_of": document.get("as_of"),
-            "since": document.get("since"),
+            "as_of": shop_day(document, "as_of", last=True),
+            "since": shop_day(document, "since"),
             "simulated": bool(document.get("simulated")),
             "confidence": float(document.get("confidence") or 0.9),
         },
         "tables": diagnosis.tables,
+        "why_none_late": (document.get("late") or {}).get("why"),
         "tone": lambda verdict: TONES.get(verdict, "unsure"),
         "sign": lambda verdict: SIGNS[TONES.get(verdict, "unsure")],
         "money": lambda value: money(value, document, texts),
@@ -77,6 +80,16 @@ def around(diagnosis: Diagnosis, texts: Texts) -> Context:
         "compared": lambda row: compared(row, texts),
         "sentence": sentence,
     }
+
+
+def shop_day(document: Mapping[str, Any], name: str, *, last: bool = False) -> str | None:
+    """The day of a moment of the summary on the shop's clock, ISO text; `last`: the last day that ended before it."""
+    given = document.get(name)
+    if not given:
+        return None
+    moment = datetime.fromisoformat(str(given)) - timedelta(microseconds=1) * last
+    zone = document.get("timezone")
+    return (moment.astimezone(ZoneInfo(zone)) if zone else moment).date().isoformat()
 
 
 def money(value: float | None, document: Mapping[str, Any], texts: Texts) -> str:

@@ -366,6 +366,22 @@ class TestMeetingPack:
             assert f"- {sum(p['whose'] == whose for p in mine)} late parcels" in definition
 
 
+def _counts_of(week: str) -> str:
+    """How many parcels of a week failed, as a brief says it."""
+    monday = date.fromisocalendar(int(week[:4]), int(week[-2:]), 1).isoformat()
+    names = {
+        "late": "Late",
+        "failed_attempt": "First attempt failed",
+        "damaged": "Damaged",
+        "undelivered": "Not delivered",
+    }
+    said = []
+    for target, name in names.items():
+        judged = [p[target] for p in SHOP["parcels"] if p["week"] == monday and p[target] is not None]
+        said += [f"{name} {sum(judged)} of {len(judged)}"] if judged else []
+    return f"of the parcels that can be judged: {', '.join(said)}." if said else "no parcel can be judged yet."
+
+
 class TestBrief:
     def test_it_says_what_to_do_and_what_came_of_last_week(self, tmp_path: Path) -> None:
         from click.testing import CliRunner
@@ -380,6 +396,7 @@ class TestBrief:
             said = CliRunner().invoke(main, ["brief", str(now), "--team", team, "--week", "2026-W36"])
             assert said.exit_code == 0, said.output
             assert "No diagnosis of last week" in said.output
+            assert _counts_of("2026-W36") in said.output
         out = tmp_path / "out"
         week = ["--team", "listing", "--week", "2026-W45", "--previous", str(now), "--out", str(out)]
         assert CliRunner().invoke(main, ["brief", str(later), *week]).exit_code == 0

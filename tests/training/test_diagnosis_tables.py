@@ -93,6 +93,22 @@ def test_a_shop_with_little_gets_every_table_or_a_word_why_not(small: Dataset, n
     )
 
 
+def test_what_nobody_recorded_is_not_said_not_to_have_happened(small: Dataset):
+    events, returns = small.tables["events"], small.tables["returns"].drop(columns=["reason", "inspected_reason"])
+    orders = small.tables["orders"].drop(columns="promised_to")
+    kept = events[~events["kind"].isin(["attempt_failed", "damaged"])]
+    found = diagnose(whole(small, events=kept, returns=returns, orders=orders))
+    parcels, said = found.tables["parcels"], found.document
+    assert parcels[["late", "failed_attempt", "damaged"]].isna().all(axis=None)
+    assert parcels["undelivered"].notna().any()
+    assert said["corridors"]["damaged"]["why"].startswith("no event of kind damaged (")
+    assert said["tables"]["packaging"]["why"] == said["corridors"]["damaged"]["why"]
+    assert said["late"]["why"] == "no order has a promised_to: without a promise nothing is late"
+    assert said["products"]["why"].endswith("returns states a reason: nothing tells which are for what the page says")
+    unreturned = diagnose(whole(small, returns=None))
+    assert unreturned.document["tables"]["lines"] == {"rows": 0, "why": "the dataset has no table returns"}
+
+
 def test_a_standard_is_passed_failed_or_open(tmp_path: Path):
     file = tmp_path / "standards.toml"
     file.write_text("[undelivered]\nmost = 0.03\n[late]\nmost = 0.05\ncarriers = { b = 0.2 }\n")

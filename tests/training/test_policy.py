@@ -15,7 +15,7 @@ from features.dataset import Dataset
 from features.settings import Settings
 from serving.policy import Policy
 from training.cli import main
-from training.policy import RARE, draft, lacking
+from training.policy import RARE, draft, lacking, usual_value
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,27 @@ def test_a_currency_is_not_made_up() -> None:
     text = draft(Dataset(Settings(), {"orders": orders}))
     assert 'currency = "XXX"             # the dataset names none: replace it' in text
     assert Policy.parse(text).currency == "XXX"
+
+
+def test_guesses_go_by_what_a_usual_order_is_worth() -> None:
+    orders = pd.DataFrame({"order_id": ["a", "b"], "ordered_at": pd.to_datetime(["2025-01-01"] * 2, utc=True)})
+    lines = pd.DataFrame(
+        {
+            "line_id": ["1", "2", "3"],
+            "order_id": ["a", "a", "b"],
+            "sku": ["x"] * 3,
+            "quantity": [2.0, 1.0, 1.0],
+            "unit_price": [100_000.0, 50_000.0, 300_000.0],
+            "discount": [50_000.0, 0.0, 0.0],
+        }
+    )
+    bare = Dataset(Settings(currency="IDR"), {"orders": orders})
+    priced = Dataset(Settings(currency="IDR"), {"orders": orders, "order_lines": lines})
+    assert usual_value(bare) is None and usual_value(priced) == 250_000  # of 200,000 and 300,000
+    assert "THE DATASET HAS NO VALUES OF ORDERS" in draft(bare)
+    assert "THE DATASET HAS NO VALUES" not in draft(priced) and draft(bare, 250_000) == draft(priced)
+    costs = [Policy.parse(text).failures["late"].cost for text in (draft(bare), draft(priced))]
+    assert costs[1] == 5_000 * costs[0]
 
 
 def test_names_of_any_kind_survive() -> None:

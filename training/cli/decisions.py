@@ -103,16 +103,30 @@ def policy() -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("policy.toml"), show_default=True, help="File to write."
 )
+@click.option(
+    "--order-value",
+    type=click.FloatRange(0, min_open=True),
+    metavar="AMOUNT",
+    help="What a usual order is worth, which guesses go by [default: the dataset's middle].",
+)
 @voiced
-def policy_init(voice: Voice, dataset: Path, out: Path) -> None:
+def policy_init(voice: Voice, dataset: Path, out: Path, order_value: float | None) -> None:
     """Draft a policy with what a dataset has: packages, carriers, corridors, pickups. Costs are guesses to replace."""
-    from training.policy import draft
+    from training.policy import NO_VALUE, draft, usual_value
 
     if out.exists():
         raise ValueError(f"{out} is there already: name another file with --out, or remove it")
-    text = draft(opened(dataset, voice))
+    data = opened(dataset, voice)
+    value = order_value or usual_value(data)
+    text = draft(data, value)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
+    if value is None:
+        money = data.settings.currency or "of its currency"
+        again = f"remove {out} and draft it again with --order-value AMOUNT"
+        voice.next(
+            f"{dataset} has no values of orders, amounts are as if a usual one were worth {NO_VALUE:g} {money}: {again}"
+        )
     voice.next(
         f"replace the guesses in {out}, then doorstep policy check {out} --dataset {dataset}",
         f"doorstep serve --policy {out}",

@@ -27,7 +27,11 @@ from training.cli.voice import (
 @as_of_option
 @click.option("--since", metavar="DATE", help="Only what was decided from then on [default: everything].")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the tables and their summary.")
-@click.option("--bundle", type=click.Path(path_type=Path), help="Hold its predictions against what came.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="A bundle, or where one is published: hold its predictions against what came.",
+)
 @click.option("--standards", type=click.Path(path_type=Path), help="The shop's own standards for carriers, as TOML.")
 @seed_option
 @json_option

@@ -28,7 +28,7 @@ from training.diagnosis.spikes import spikes
 from training.diagnosis.standards import Standard
 from training.diagnosis.standards import judged as met
 from training.diagnosis.warehouse import corridor_weeks, measures, readiness
-from training.labels import labels
+from training.labels import labels, never_told
 from training.pipeline import Matrices, matrices_of, moment_in
 
 CONFIDENCE = 0.9
@@ -103,11 +103,15 @@ def diagnose(
     made: dict[str, pd.DataFrame] = {}
     why: dict[str, str] = {}
     parcels = parcels_of(facts, units["late"], end, start)
-    failed = {target: judged(parcels, units[target], end) for target in TARGETS}
+    untold = {target: never_told(facts, target) for target in units}
+    failed = {
+        target: np.full(len(parcels), np.nan) if untold[target] else judged(parcels, units[target], end)
+        for target in TARGETS
+    }
     rng = np.random.default_rng(seed)
     late = legs(facts, units["late"], end, start)
     document["corridors"], expected, shares = _corridors(
-        parcels, failed, late, matrices, standards or {}, seed, progress, made, why
+        parcels, failed, untold, late, matrices, standards or {}, seed, progress, made, why
     )
     measured, goods = measures(facts, parcels, end), alone(facts, parcels)
     made["parcels"] = parcel_table(facts, parcels, failed, expected, late, measured, goods)
@@ -116,11 +120,13 @@ def diagnose(
     counts = late["leg"].value_counts()
     document["late"] = {
         "parcels": len(late),
+        "why": "" if len(late) else _nothing_late(untold["late"], failed["late"]),
         "legs": {leg: int(counts.get(leg, 0)) for leg in LEGS},
         "whose": {w: int((late["whose"] == w).sum()) for w in ("ours", "carrier", "cannot tell")},
     }
     lines = set_aside(facts, units["returned"], end, start)
-    document["products"] = {"why": "no order line is old enough to judge"}
+    lines = lines.iloc[:0] if untold["returned"] else lines
+    document["products"] = {"why": untold["returned"] or "no order line is old enough to judge"}
     for name in ("lines", "products", "peers", "drivers"):
         why[name] = document["products"]["why"]
     if len(lines):
@@ -156,6 +162,7 @@ def diagnose(
     made["packaging"], why["packaging"] = packaging(
         facts, parcels, goods, failed["damaged"], filled, money, CONFIDENCE, rng
     )
+    why["packaging"] = why["packaging"] and (untold["damaged"] or why["packaging"])
     made["excess"] = _excess(late, lines, failed, values, shares, rng)
     why["excess"] = "nothing has failed that can be judged"
     made["spikes"] = _spikes(parcels, failed, expected, measured, made["readiness_weeks"], lines, settings.timezone)
@@ -174,6 +181,7 @@ def diagnose(
 def _corridors(
     parcels: Parcels,
     failed: Mapping[str, Array],
+    untold: Mapping[str, str],
     late: pd.DataFrame,
     matrices: Matrices,
     standards: Mapping[str, Standard],
@@ -190,12 +198,14 @@ def _corridors(
     shares = {target: np.zeros(1) for target in TARGETS}
     for target in TARGETS:
         if not len(parcels):
-            document[target] = {"parcels": 0, "failures": 0, "why": "there is no parcel"}
+            document[target] = {"parcels": 0, "failures": 0, "why": untold[target] or "there is no parcel"}
             continue
         own, words, at = cases(target, parcels, failed[target], matrices)
         failures = int(own.label.sum())
         said: dict[str, Any] = {"parcels": len(own), "failures": failures, "why": ""}
-        if not len(own):
+        if untold[target]:
+            said["why"] = untold[target]
+        elif not len(own):
             said["why"] = "no parcel with a carrier can be judged"
         elif len(words["carrier"]) < 2:
             said["why"] = "one carrier only: there is nobody to compare it with"
@@ -213,6 +223,14 @@ def _corridors(
         made["carriers"] = met(_split(whole, parcels, late), standards)
     why["corridors"] = why["carriers"] = "; ".join(sorted({d["why"] for d in document.values()} - {""}))
     return document, expected, shares
+
+
+def _nothing_late(untold: str, late: Array) -> str:
+    """Why no late parcel is found."""
+    if untold:
+        return untold
+    judged = int((~np.isnan(late)).sum())
+    return f"none of {judged:,} parcels was late" if judged else "no promise is old enough to judge"
 
 
 def _split(carriers: pd.DataFrame, parcels: Parcels, late: pd.DataFrame) -> pd.DataFrame:

@@ -202,7 +202,12 @@ def products(
         folds = _folds(category, brand, code, skus.to_numpy(object))
         peers = _peers(matrix, reason, len(reasons), home, family, code, folds, seed, rng)
     if peers is None:
-        why = f"{own.sum():,} returns of the listings' own reasons in all: {LEAST} are needed to compare products"
+        back = int(lines["returned"].sum())
+        why = (
+            f"{own.sum():,} of {back:,} returns are for the listings' own reasons: {LEAST} are needed to compare"
+            if lines["reason"].notna().any() or not back
+            else f"none of {back:,} returns states a reason: nothing tells which are for what the page says"
+        )
         return out.assign(verdict="cannot tell", named=False, why_not=why), np.full(len(lines), np.nan)
     chance, by_reason, levels = peers
     out["expected"] = by_reason[1].sum(axis=1)

@@ -37,20 +37,24 @@ _FAILURES = {
 }
 """Target -> cost in median parcel values, share of value, what it is made of."""
 
+NO_VALUE = 50.0
+"""What an order is taken to be worth where nothing tells."""
+
 _PACKAGE = 0.004
 """Material of a package in median parcel values, and as much again for each level of protection."""
 
 
-def draft(dataset: Dataset) -> str:
+def draft(dataset: Dataset, order_value: float | None = None) -> str:
     """The text of a first policy.
 
     Args:
         dataset: any; what it does not have is left out, with a comment.
+        order_value: what a usual order is worth, in the shop's currency; the dataset's if absent.
 
     Returns:
         TOML that `Policy.parse` reads, a comment beside each amount.
     """
-    return "\n".join(_lines(dataset)) + "\n"
+    return "\n".join(_lines(dataset, order_value or usual_value(dataset))) + "\n"
 
 
 def lacking(policy: Policy, dataset: Dataset) -> list[str]:
@@ -82,15 +86,18 @@ def unsaid(policy: Policy) -> list[str]:
     ]
 
 
-def _lines(dataset: Dataset) -> Iterator[str]:
+def _lines(dataset: Dataset, value: float | None) -> Iterator[str]:
     settings, parcels = dataset.settings, _joined(dataset)
     currency = settings.currency or "XXX"  # ISO 4217 for no currency
-    unit = _median_value(dataset)
+    unit = value or NO_VALUE
 
     def money(share: float) -> str:
         return _short(share * unit)
 
     yield _HEAD.format(currency=currency)
+    if value is None:
+        yield f"# THE DATASET HAS NO VALUES OF ORDERS: amounts are as if one were worth {NO_VALUE:g} {currency}."
+        yield "# Draft it again with `doorstep policy init --order-value AMOUNT`.\n"
     yield f"name = {_key(settings.name, bare=False)}"
     named = "" if settings.currency else "             # the dataset names none: replace it"
     yield f"currency = {_key(currency, bare=False)}{named}"
@@ -363,11 +370,15 @@ def _counts(parcels: pd.DataFrame, column: str) -> list[tuple[str, int]]:
     return sorted(((str(k), int(n)) for k, n in found.items()), key=lambda c: (-c[1], c[0]))
 
 
-def _median_value(dataset: Dataset) -> float:
-    """Middle value of an order, what guesses of costs are made from; 50 if the dataset has none."""
-    orders = dataset.tables["orders"]
+def usual_value(dataset: Dataset) -> float | None:
+    """Middle value of an order, what guesses of costs are made from: as given, else by its lines; None if unknown."""
+    orders, lines = dataset.tables["orders"], dataset.tables.get("order_lines")
     middle = float(orders["order_value"].median()) if "order_value" in orders else math.nan
-    return middle if middle > 0 else 50.0
+    if not middle > 0 and lines is not None and "unit_price" in lines:
+        pieces = lines["quantity"].fillna(1.0) if "quantity" in lines else 1.0
+        off = lines["discount"].fillna(0.0) if "discount" in lines else 0.0
+        middle = float((lines["unit_price"] * pieces - off).groupby(lines["order_id"]).sum(min_count=1).median())
+    return middle if middle > 0 else None
 
 
 def _short(value: float) -> str:
