@@ -24,7 +24,7 @@ from features.arrays import Array, absent, local
 from features.rows import Rows
 from features.treated import COLUMNS
 from features.vocabulary import TARGETS
-from serving.actions import TRUST, Options, facts, goods_value, incomplete, mends
+from serving.actions import ASSUMED, ESTIMATED, MEASURED, TRUST, Options, facts, goods_value, incomplete, mends
 from serving.policy import ANY, Condition, Policy, Rule
 
 WORDS: dict[str, str] = {
@@ -197,7 +197,7 @@ class _View:
     """
 
     def __init__(self, options: Options, row: int, lines: Array) -> None:
-        self.options, self.row = options, row
+        self.options, self.row, self.lines = options, row, lines
         self.saving, self.cost, self.benefit, self.co2e_g = (
             x[row].tolist() for x in (options.saving, options.cost, options.benefit, options.co2e_g)
         )
@@ -504,12 +504,30 @@ class Advisor:
             "net_benefit": net,
             "low": view.low[k],
             "high": view.high[k],
+            "why_no_interval": self._unsure(k, view),
             "co2e_g": None if co2e != co2e else co2e,
             "evidence": evidence,
             "risks": risks,
             "text": f"{self._what(key)}: {self._moves(risks)}, {self._nets(net)} ({evidence})",
             "why_not": why_not,
         }
+
+    @staticmethod
+    def _unsure(k: int, view: _View) -> str | None:
+        """Why an action's benefit has no interval; None where it has one."""
+        if view.low[k] is not None:
+            return None
+        found: dict[str | None, list[str]] = {}
+        for target, unsure in view.options.unsure.items():
+            if unsure[view.row if TARGETS[target].unit == "parcel" else view.lines, k].any():
+                found.setdefault(view.options.evidence[target][k], []).append(WORDS[target])
+        whys = {
+            ASSUMED: "assumed without an interval",
+            ESTIMATED: "the parcel scored again, which tells no error",
+            MEASURED: "measured, and the risk is sure already",
+        }
+        parts = [f"{', '.join(named)} ({whys[e]})" for e, named in found.items() if e is not None]
+        return f"nobody says how sure its effect is: {'; '.join(parts)}"
 
     def _lines(self, row: int) -> Array:
         order, first = self._lines_of

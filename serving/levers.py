@@ -37,6 +37,10 @@ ONE = "1"
 """The term that is the same for every row."""
 
 
+Z = 1.959964
+"""Standard errors from an estimate to the ends of its 95 % interval."""
+
+
 @dataclass(frozen=True)
 class Lever:
     """Effect of one raw column on one target: log-odds per unit, `sum(coefficient * term)`.
@@ -94,7 +98,7 @@ class Lever:
         step = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
         return np.asarray(np.where(np.isnan(step), 0.0, step) * self.slope(moderators))
 
-    def interval(self, moderators: Array, z: float = 1.959964) -> tuple[Array, Array]:
+    def interval(self, moderators: Array, z: float = Z) -> tuple[Array, Array]:
         """Interval of the log-odds per unit of each row, two (n,), before any sign is kept: 95 % unless told."""
         at = np.asarray(moderators)
         # Plain sums, as in `slope`: what a row gets must not depend on how many rows there are.

@@ -43,6 +43,7 @@ class Options:
         benefit: (n, K) net, weighted as the policy says.
         low, high: (n, K) 95 % interval of it by what is known of the action's effects, the risks before taken as they
             are; NaN where nobody says how sure one of the effects is.
+        unsure: per target, (n, K) or (l, K) where that is so.
         least: (K,) benefit below which the action is not recommended.
         safe: (n, K) false for a weaker package that is worth it only if its effect is as small as estimated: the best
             of many estimates is too good to be true, and protection is taken away only where the bad end is worth it.
@@ -68,6 +69,7 @@ class Options:
     benefit: Array
     low: Array
     high: Array
+    unsure: Mapping[str, Array]
     least: Array
     safe: Array
     breaks: Array
@@ -122,13 +124,12 @@ def weigh(
     cost, co2e = np.zeros((n, k)), np.zeros((n, k))
     if boxes.stop > boxes.start:
         offered[:, boxes], cost[:, boxes], co2e[:, boxes] = other_packages(book, parcels, ladder)
-    scored: dict[str, Array] = {}
-    left_open: dict[str, Array] = {}
+    scored: dict[str, tuple[Array, Array]] = {}
     if services.stop > services.start:
         offered[:, services], cost[:, services], co2e[:, services] = other_services(book, parcels)
         whole = matrix or (lambda unit: values(rows, bundle.columns(unit)))
         for target, found, error in rescored(bundle, book, rows, offered[:, services], before, whole):
-            scored[target], left_open[target] = found, error
+            scored[target] = found, error
     cost += np.array([a.cost for a in book.actions])
     after, evidence, worst, between = moved(bundle, book, rows, parcels, before, scored, offered)
 
@@ -152,11 +153,11 @@ def weigh(
             loss = np.maximum(worst[target] - after[target][:, boxes], 0.0) * each
             loss = _per_parcel(loss, rows.line_parcel, n) if line else loss
             doubt[:, boxes] += policy.weights.of(target) * loss * factor[:, None]
-        if target in left_open:
+        if target in scored:
             # A carrier is as good or bad to all lines of the parcel; what it does to one target says nothing of others.
             p_after = after[target][:, services]
             by_lever = np.array([e == ESTIMATED for e in evidence[target][services]])
-            error = by_lever * left_open[target] * p_after * (1.0 - p_after) * each
+            error = np.where(by_lever, np.nan_to_num(scored[target][1]), 0.0) * p_after * (1.0 - p_after) * each
             error = _per_parcel(error, rows.line_parcel, n) if line else error
             variance += (policy.weights.of(target) * error * factor[:, None]) ** 2
     doubt[:, services] = LIKELY * np.sqrt(variance)
@@ -184,6 +185,7 @@ def weigh(
         benefit=benefit,
         low=low,
         high=high,
+        unsure={target: np.asarray(np.isnan(ends).any(axis=0)) for target, ends in between.items()},
         least=least,
         safe=~doubtful | (benefit - doubt > 0.0),
         breaks=breaks(book, known, n),

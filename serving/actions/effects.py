@@ -16,7 +16,7 @@ from serving.actions.book import Book
 from serving.actions.parcels import Parcels
 from serving.bundle import Bundle
 from serving.explain import logistic
-from serving.levers import BETTER
+from serving.levers import BETTER, Z
 from serving.policy import Effect
 
 BAD_END = 1.644854
@@ -39,7 +39,7 @@ def moved(
     rows: Rows,
     parcels: Parcels,
     before: Mapping[str, Array],
-    scored: Mapping[str, Array],
+    scored: Mapping[str, tuple[Array, Array]],
     offered: Array,
 ) -> tuple[dict[str, Array], dict[str, list[str | None]], dict[str, Array], dict[str, Array]]:
     """Probabilities with each action, (n, K) or (l, K), what each is known from, and what that leaves open.
@@ -47,6 +47,7 @@ def moved(
     The third is (n, P) or (l, P) for packages: probabilities at the bad end of what the estimate, the experiment or the
     assumption leaves open; only of targets that a package moves. The last is (2, n, K) or (2, l, K): the higher and the
     lower end of the 95 % interval of each probability after the action, by its effect alone; NaN where nobody says one.
+    Of another carrier the effect is its lever's; what the other pickup does is taken as the model says.
 
     Takes out of `offered` what a parcel does not need: its column is as good already, or not known.
     """
@@ -72,7 +73,7 @@ def moved(
         ends = spread[:, part[target]]
         if target in scored:
             known[services] = [ESTIMATED] * (services.stop - services.start)
-            ends[:, :, services] = np.nan  # of what is scored again there is no standard error
+            ends[:, :, services] = np.nan  # said below, by the errors of what is scored
         for kind, (at, _) in steps.items():
             lever = levers.get((target, COLUMNS[kind]))
             if lever is not None:
@@ -108,7 +109,11 @@ def moved(
     for target, known in evidence.items():
         if target in scored:
             own = [j for j in range(services.start, services.stop) if known[j] == ESTIMATED]
-            after[target][:, own] = scored[target][:, [j - services.start for j in own]]
+            found, error = (x[:, [j - services.start for j in own]] for x in scored[target])
+            after[target][:, own] = found
+            with np.errstate(divide="ignore"):  # what is sure stays sure
+                middle = np.log(found) - np.log1p(-found)
+            between[target][:, :, own] = logistic(middle + np.array([Z, -Z])[:, None, None] * error)
         if target in PROTECTED and boxes.stop:
             step = (of_lines if TARGETS[target].unit == "line" else of_parcels)["package"]
             after[target][:, boxes] = _never_riskier(book, before[target], after[target][:, boxes], step)

@@ -49,7 +49,7 @@ def rescored(
     whole: Callable[[str], Array],
 ) -> Iterator[tuple[str, Array, Array]]:
     """Probabilities of each target had each service of a carrier been used, where it can be, all together, and standard
-    errors of their log-odds; 0 where nobody can say one."""
+    errors of their log-odds; NaN where nobody can say one."""
     at, which = np.nonzero(can)
     tariffs = [book.tariffs[c] for c in which.tolist()]
     p = rows.parcels
@@ -104,7 +104,7 @@ def rescored(
             found = np.where(told, found, again(target, place, only_pickup=False))
         after = np.repeat(p_before[:, None], len(book.tariffs), axis=1)
         error = np.zeros_like(after)
-        after[place], error[place] = found, np.where(told, open_, 0.0)
+        after[place], error[place] = found, open_  # where nothing is told the error is not known
         yield target, after, error
 
 

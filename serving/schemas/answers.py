@@ -93,6 +93,7 @@ class Option(TypedDict):
         ),
     ]
     high: Annotated[float | None, Field(description="its upper end")]
+    why_no_interval: Annotated[str | None, Field(description="why low and high are null; null if they are not")]
     co2e_g: Annotated[float | None, Field(description="g of CO2e it adds; null if not known")]
     evidence: Annotated[
         Literal["measured", "model-estimated", "assumed"],

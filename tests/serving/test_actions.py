@@ -16,6 +16,7 @@ from oracles.actions import cost, failure, log_odds, saving
 from shops import ASKED, CARRIERS, LEVERS, Shop, carriers
 
 from features.treated import COLUMNS
+from features.vocabulary import TARGETS
 from serving.actions import PROTECTED, weigh
 from serving.explain import logistic
 from serving.levers import BETTER
@@ -110,6 +111,38 @@ def test_a_benefit_is_in_its_interval_as_often_as_it_says(shop: Shop, monkeypatc
             assert (inside[mine, k] / draws).mean() > 0.91, said.keys[k]
     one = [k for k, key in enumerate(said.keys) if key == "add_fill"]  # one lever alone: no wider than it must be
     assert (inside[known[:, one[0]], one[0]] / draws).mean() < 0.99
+
+
+def test_another_carriers_benefit_is_in_its_interval_as_often_as_it_says(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The truth drawn from what the carriers' levers leave open; without one of them there is no interval."""
+    policy, names = shop.policy(), {"alba": -0.3, "borea": 0.0, "corvus": 0.4, "dorado": 0.1}
+    levers = {target: carriers(target, 0.2, **names) for target in TARGETS if target in shop.bundle.targets}
+    monkeypatch.setattr(shop.bundle, "carriers", levers)
+    said, rows = shop.options(policy, shop.requests[:8])
+    own = [k for k, key in enumerate(said.keys) if key.startswith("carrier:") and said.offered[:, k].any()]
+    assert len(own) >= 2
+    known = said.offered & ~np.isnan(said.low)
+    assert known[:, own].sum() >= 8
+    rng = np.random.default_rng(7)
+    draws, inside = 200, np.zeros(said.benefit.shape)
+    for _ in range(draws):
+        true = {}
+        for target, x in levers.items():
+            found = rng.multivariate_normal(x.effects[0], np.array(x.covariance[0])).tolist()
+            true[target] = replace(x, effects=(tuple(found),))
+        monkeypatch.setattr(shop.bundle, "carriers", true)
+        truth = weigh(shop.bundle, policy, rows, said.before)
+        inside += (said.low - 1e-9 <= truth.benefit) & (truth.benefit <= said.high + 1e-9)
+    assert (inside[:, own][known[:, own]] / draws).mean() > 0.95, "both ends at once are rather too wide"
+    assert (said.low[:, own] < said.benefit[:, own])[known[:, own]].all()
+
+    monkeypatch.setattr(shop.bundle, "carriers", {t: x for t, x in levers.items() if t != "late"})
+    less, _ = shop.options(policy, shop.requests[:8])
+    assert np.isnan(less.low[:, own][known[:, own]]).all() and less.unsure["late"][:, own][known[:, own]].all()
+    others = [t for t in levers if TARGETS[t].unit == "parcel" and t != "late"]
+    assert not any(less.unsure[t][:, own][known[:, own]].any() for t in others)
 
 
 def test_an_effect_that_is_stated_opens_a_benefit_by_its_own_interval(shop: Shop) -> None:

@@ -115,7 +115,11 @@ def test_actions_are_ranked_and_at_most_one_is_recommended(shop: Shop) -> None:
         assert all(o["why_not"] for o in body["actions"] if not o["recommended"])
         for o in body["actions"]:
             unsure = o["evidence"] == "assumed" or o["action"].startswith("carrier:")  # the draft states no intervals
-            assert (o["low"] is None) == (o["high"] is None) == unsure
+            assert (o["low"] is None) == (o["high"] is None) == (o["why_no_interval"] is not None) == unsure
+            if unsure:
+                why = {"carrier": "the parcel scored again, which tells no error"}
+                assert why.get(o["action"].partition(":")[0], "assumed without an interval") in o["why_no_interval"]
+                assert "failed attempt (the parcel" not in o["why_no_interval"], "that is what its lever knows"
             assert o["low"] is None or o["low"] <= o["net_benefit"] <= o["high"]
         assert sum(rung["current"] for rung in body["packages"]) == 1
         assert [rung["package"] for rung in body["packages"]] == [*policy.packages]
