@@ -67,7 +67,7 @@ def _context(diagnosis: Diagnosis, carrier: str, site: Site) -> dict[str, Any]:
         "worse": worst,
         "worse_all": diagnosis.total("corridors", worse),
         "since": any(row["since"] for row in worst),
-        "verdicts": verdicts,
+        "verdicts": {t: verdicts[t] for t in PARCEL_TARGETS if t in verdicts},
         "columns": COLUMNS,
         "style": Markup(STYLE),  # our own file
         **around(diagnosis, site.texts),
