@@ -131,3 +131,7 @@ GENERIC_BASE_RATES: dict[str, float] = {
     "returned": 0.15,
 }
 """Middles of published ranges. Served only, and said so, when neither a model nor a snapshot of the shop is loaded."""
+
+_WHOLE = "BIF CLP DJF GNF HUF IDR IRR ISK JPY KMF KRW LAK MMK PYG RWF TZS UGX UZS VND VUV XAF XOF XPF"
+WHOLE_AMOUNTS = frozenset(_WHOLE.split())
+"""Currencies that are written without decimals: they have no smaller unit (ISO 4217), or it buys nothing any more."""

@@ -186,7 +186,8 @@ def matured_rate(
     own = np.flatnonzero(units.decided_at[every.where] >= since)
     if not len(own):
         raise TooYoung(
-            f"{units.target}: no {units.unit} decided from {since} to {as_of} was at risk: take a longer time"
+            f"{units.target}: no {units.unit} decided from {_minute(since)} to {_minute(as_of)} was at risk: "
+            "take a longer time"
         )
     true, false = every.if_true[own], every.if_false[own]
     rate = _likeliest(true, false)
@@ -202,12 +203,16 @@ def matured_rate(
     low, high = _interval(true, false, rate, spread * NormalDist().inv_cdf((1 + confidence) / 2) ** 2)
     if high - low > SILENT:
         raise TooYoung(
-            f"{units.target}: what is known by {as_of} of {len(own)} {units.unit}s decided from {since} on fits every "
-            f"rate from {low:.0%} to {high:.0%}: wait, or, if times of returns or scans stand in for others, give the "
-            "true ones"
+            f"{units.target}: what is known by {_minute(as_of)} of {len(own):,} {units.unit}s decided from "
+            f"{_minute(since)} on fits every rate from {low:.0%} to {high:.0%}: wait, or, if times of returns or scans "
+            "stand in for others, give the true ones"
         )
     happened, mature = every.happened[own], every.mature[own]
     return MaturedRate(since, as_of, len(own), int(mature.sum()), float(happened.mean()), rate, low, high)
+
+
+def _minute(moment: np.datetime64) -> str:
+    return f"{np.datetime_as_string(moment, 'm')}Z"
 
 
 class _Delays:

@@ -463,7 +463,7 @@ def _recent(facts: Facts, units: Labels, end: np.datetime64) -> dict[str, Any]:
     try:
         return matured_rate(facts, units, end).to_json()
     except TooYoung as error:
-        return {"why": str(error)}
+        return {"why": str(error).removeprefix(f"{units.target}: ")}
 
 
 def fit_on(

@@ -65,6 +65,7 @@ def around(diagnosis: Diagnosis, texts: Texts) -> Context:
             "confidence": float(document.get("confidence") or 0.9),
         },
         "tables": diagnosis.tables,
+        "unknown": ", ".join(texts.word("compared", name) for name in document.get("unknown") or ()),
         "why_none_late": (document.get("late") or {}).get("why"),
         "tone": lambda verdict: TONES.get(verdict, "unsure"),
         "sign": lambda verdict: SIGNS[TONES.get(verdict, "unsure")],

@@ -255,7 +255,8 @@ def _do(key: str, answer: Mapping[str, Any], t: Texts) -> str:
         to, now = t.word("package", name), now and t.word("package", now)
         return t("station.package", to=to) if now is None else t("station.package_instead", to=to, now=now)
     if kind == "carrier":
-        return t("station.carrier", to=name.removesuffix("/*").replace("/", " "))
+        carrier, _, service = name.rpartition("/")  # a carrier's name may hold a slash
+        return t("station.carrier", to=carrier if service == "*" else f"{carrier} {service}")
     return t(f"station.{kind}")
 
 

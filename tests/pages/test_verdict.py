@@ -120,6 +120,27 @@ _NAMES = (
 )
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("swift/express", "swift express"), ("swift/*", "swift"), ("<b>A</b>/eco", "<b>A</b> eco"), ("a/b/*", "a/b")],
+)
+def test_a_carriers_name_is_shown_as_it_is_also_with_a_slash(key: str, said: str) -> None:
+    option = {"action": f"carrier:{key}", "owner": "carrier", "recommended": True, "risks": {"late": [0.5, 0.1]}}
+    answer = {
+        "advice": {"action": option["action"]},
+        "degraded": False,
+        "actions": [option],
+        "packages": [],
+        "violations": [],
+        "handoff": None,
+        "exceptions": [],
+        "tier": None,
+        "risks": {"late": {"drivers": []}},
+        "returns": [],
+    }
+    assert verdict(answer, TEXTS).action == TEXTS("station.carrier", to=said)
+
+
 def test_every_verdict_of_the_catalogue_has_at_most_twelve_words() -> None:
     for key, text in TEXTS.all.items():
         if key.startswith("station."):

@@ -105,6 +105,7 @@ def test_what_nobody_recorded_is_not_said_not_to_have_happened(small: Dataset):
     assert said["tables"]["packaging"]["why"] == said["corridors"]["damaged"]["why"]
     assert said["late"]["why"] == "no order has a promised_to: without a promise nothing is late"
     assert said["products"]["why"].endswith("returns states a reason: nothing tells which are for what the page says")
+    assert said["unknown"] == ["promise"]
     unreturned = diagnose(whole(small, returns=None))
     assert unreturned.document["tables"]["lines"] == {"rows": 0, "why": "the dataset has no table returns"}
 

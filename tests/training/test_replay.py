@@ -105,6 +105,9 @@ def test_the_same_policy_changes_nothing(shop, old, bundle):
     assert document["changed"] == {"parcels": 0, "share": 0.0, "pairs": []}
     assert document["net_at_new_prices"]["old"] == document["net_at_new_prices"]["new"] > 0
     assert "0 decisions change" in table(document)
+    net = document["net_at_new_prices"]["new"]
+    assert f"{net:,.2f} EUR before" in table(document)
+    assert f"{net:,.0f} JPY before" in table({**document, "currency": "JPY"}), "there is no smaller coin than a yen"
 
 
 def test_decisions_money_and_capacity_are_those_of_a_service_that_is_asked_one_by_one(found, one_by_one, old, tight):

@@ -34,8 +34,30 @@ from training.pipeline import Matrices, matrices_of, moment_in
 CONFIDENCE = 0.9
 """Of every interval."""
 
+WORDS = {
+    "late": "late",
+    "failed_attempt": "first attempt failed",
+    "damaged": "damaged",
+    "undelivered": "not delivered",
+}
+"""Outcomes in reasons that a page shows."""
+
 LEAST = 30
 """Failures, of parcels that can be judged and have a carrier, from which corridors are compared."""
+
+
+COMPARED: Mapping[str, tuple[str, ...]] = {
+    "goods": ("parcels.weight_g", "listings.weight_g", "listings.category", "listings.fragility"),
+    "package": ("parcels.package_type", "parcels.protection_level", "parcels.void_fill_ratio"),
+    "label": ("parcels.label_grade",),
+    "papers": ("parcels.documents_complete",),
+    "pickup": ("parcels.pickup_cutoff_at",),
+    "promise": ("orders.promised_to",),
+    "payment": ("orders.payment_method",),
+    "address": ("parcels.address_quality",),
+    "distance": ("parcels.distance_km",),
+}
+"""What is taken out of a comparison of carriers -> the columns that tell it; where a shop has none, it is not."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,7 @@ def diagnose(
         "timezone": settings.timezone,
         "confidence": CONFIDENCE,
     }
+    document["unknown"] = [name for name, columns in COMPARED.items() if not _given(dataset, columns)]
     made: dict[str, pd.DataFrame] = {}
     why: dict[str, str] = {}
     parcels = parcels_of(facts, units["late"], end, start)
@@ -221,8 +244,20 @@ def _corridors(
         made["corridors"] = met(pd.concat([f.table for f in found], ignore_index=True), standards)
         whole = pd.concat([f.carriers for f in found], ignore_index=True)
         made["carriers"] = met(_split(whole, parcels, late), standards)
-    why["corridors"] = why["carriers"] = "; ".join(sorted({d["why"] for d in document.values()} - {""}))
+    said_of = {target: d["why"] for target, d in document.items() if d["why"]}
+    named = [f"{WORDS[target]}: {words}" for target, words in said_of.items()]
+    why["corridors"] = why["carriers"] = "; ".join(named if len(set(said_of.values())) > 1 else set(said_of.values()))
     return document, expected, shares
+
+
+def _given(dataset: Dataset, columns: tuple[str, ...]) -> bool:
+    """Whether any of some columns, as table.column, has a value."""
+    for name in columns:
+        table, _, column = name.partition(".")
+        found = dataset.tables.get(table)
+        if found is not None and column in found and found[column].notna().any():
+            return True
+    return False
 
 
 def _nothing_late(untold: str, late: Array) -> str:
@@ -345,7 +380,7 @@ def text(found: Diagnosis, most: int = 5) -> str:
             where = " ".join(x for x in (row["carrier"], row["service"], "to", row["region"]) if x)
             date = "" if pd.isna(row["since"]) else f", since {row['since']:%Y-%m-%d}"
             lines.append(
-                f"  {where}: {row['observed']} of {row['parcels']:,}, expected {row['expected']:.0f}, "
+                f"  {where}: {row['observed']} of {row['parcels']:,}, expected {row['expected']:.1f}, "
                 f"{row['ratio']:.2f} times [{row['low']:.2f}, {row['high']:.2f}]{date}"
             )
     said = d["products"]
@@ -359,7 +394,7 @@ def text(found: Diagnosis, most: int = 5) -> str:
     for _, row in found.tables["products"].query("named").head(most).iterrows():
         lines.append(
             f"  {row['sku']} ({row['category']}): {row['observed']} of {row['lines']:,}, "
-            f"expected {row['expected']:.0f}, {row['ratio']:.2f} times [{row['low']:.2f}, {row['high']:.2f}], "
+            f"expected {row['expected']:.1f}, {row['ratio']:.2f} times [{row['low']:.2f}, {row['high']:.2f}], "
             f"mostly {row['reason']}"
         )
     return "\n".join(lines)

@@ -27,7 +27,7 @@ from features.dataset import Dataset
 from features.matrix import CHUNK, values
 from features.rows import Rows
 from features.snapshot import Facts, moment
-from features.vocabulary import TARGETS
+from features.vocabulary import TARGETS, WHOLE_AMOUNTS
 from serving.actions import Options, weigh
 from serving.advice import withheld
 from serving.bundle import Bundle
@@ -430,17 +430,19 @@ def table(document: Mapping[str, Any], most: int = 15) -> str:
     """A replay in a terminal: what changes, what it is worth, and whether the capacity is enough."""
     said = "SIMULATED data" if document["simulated"] else "data"
     c, changed, net = document["currency"], document["changed"], document["net_at_new_prices"]
+    digits = 0 if c in WHOLE_AMOUNTS else 2
     out = [
-        f"{document['dataset']}: {said}, {document['parcels']:,} parcels packed from {document['from'][:10]} to "
+        f"{document['dataset']}: {said}, {document['parcels']:,} parcels decided from {document['from'][:10]} to "
         f"{document['to'][:10]} ({document['days']} days), risks by bundle {document['bundle']}",
         f"{changed['parcels']:,} decisions change ({100 * changed['share']:.1f} %). Expected net at the new prices: "
-        f"{net['old']:,.2f} {c} before, {net['new']:,.2f} {c} after ({net['new'] - net['old']:+,.2f})",
+        f"{net['old']:,.{digits}f} {c} before, {net['new']:,.{digits}f} {c} after "
+        f"({net['new'] - net['old']:+,.{digits}f})",
     ]
     if net["old_without_price"]:
         out.append(f"{net['old_without_price']:,} old decisions have no price in the new policy and count as nothing")
     rows = [["was", "becomes", "parcels", f"net {c} before", "after"]]
     for p in changed["pairs"][:most]:
-        both = (f"{p['net_at_new_prices'][k]:,.2f}" for k in ("old", "new"))
+        both = (f"{p['net_at_new_prices'][k]:,.{digits}f}" for k in ("old", "new"))
         rows.append([p["old"], p["new"], f"{p['parcels']:,}", *both])
     if len(rows) > 1:
         out += ["", columns(rows, (2, 3, 4))]
@@ -451,7 +453,7 @@ def table(document: Mapping[str, Any], most: int = 15) -> str:
     for which in ("old", "new"):
         d = document[which]
         money = d["money"]["as_served"]
-        figures = (f"{x:,.2f}" for x in (*money.values(), d["money"]["without_limits"]["net"]))
+        figures = (f"{x:,.{digits}f}" for x in (*money.values(), d["money"]["without_limits"]["net"]))
         rows.append([f"{which} {d['digest']}", f"{d['nothing_worth_doing']:,}", *figures])
     out += ["", columns(rows, (1, 2, 3, 4, 5)), "(each at its own prices)"]
     for which in ("old", "new"):
@@ -468,19 +470,19 @@ def table(document: Mapping[str, Any], most: int = 15) -> str:
         rows[0] += ["least_benefit", "keeps every day", "earns most"]
         for name, f in capacity.items():
             wanted = f"{f['wanted']['mean']:.1f}, {f['wanted']['most']:,}"
-            least = (_up(f[k]) for k in ("least_benefit", "least_benefit_enough", "least_benefit_best"))
+            least = (_up(f[k], digits) for k in ("least_benefit", "least_benefit_enough", "least_benefit_best"))
             used = f"{f['used']['mean']:.1f}"
             rows.append([name, f"{f['limit']:,}", wanted, f"{f['days_short']} of {document['days']}", used, *least])
         money = document["new"]["money"]
         out += [
             "",
             columns(rows, range(1, 8)),
-            f"net with the least_benefit that keeps every day {money['least_benefit_enough']['net']:,.2f} {c}, "
-            f"with the one that earns most {money['least_benefit_best']['net']:,.2f} {c}",
+            f"net with the least_benefit that keeps every day {money['least_benefit_enough']['net']:,.{digits}f} {c}, "
+            f"with the one that earns most {money['least_benefit_best']['net']:,.{digits}f} {c}",
         ]
     return "\n".join(out)
 
 
-def _up(least: float) -> str:
+def _up(least: float, digits: int) -> str:
     """A least benefit to the next cent: what is rounded down would let in one too many."""
-    return f"{np.ceil(round(100 * least, 6)) / 100:.2f}"
+    return f"{np.ceil(round(10**digits * least, 6)) / 10**digits:.{digits}f}"
