@@ -15,7 +15,7 @@ from features.dataset import Dataset
 from features.settings import Settings
 from serving.policy import Policy
 from training.cli import main
-from training.policy import RARE, draft, lacking, usual_value
+from training.policy import RARE, draft, lacking, never_offered, usual_value
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,25 @@ def test_a_currency_is_not_made_up() -> None:
     text = draft(Dataset(Settings(), {"orders": orders}))
     assert 'currency = "XXX"             # the dataset names none: replace it' in text
     assert Policy.parse(text).currency == "XXX"
+
+
+def test_another_carrier_that_can_never_be_advised_is_told() -> None:
+    n = RARE
+    orders = pd.DataFrame(
+        {"order_id": [f"o{i}" for i in range(2 * n)], "ordered_at": pd.to_datetime(["2025-01-01"] * 2 * n, utc=True)}
+    )
+    parcels = pd.DataFrame(
+        {"parcel_id": orders["order_id"], "order_id": orders["order_id"], "carrier": ["SPX"] * n + ["JNE"] * n}
+    )
+
+    def drafted(*services: str) -> str:
+        given = parcels.assign(service=[s for s in services for _ in range(n)])
+        return draft(Dataset(Settings(), {"orders": orders, "parcels": given}))
+
+    apart = drafted("SPX Hemat", "JNE Reguler")
+    assert ["change_service = true" in said for said in never_offered(Policy.parse(apart))] == [True]
+    assert never_offered(Policy.parse(apart.replace("change_service = false", "change_service = true"))) == []
+    assert never_offered(Policy.parse(drafted("standard", "standard"))) == []
 
 
 def test_guesses_go_by_what_a_usual_order_is_worth() -> None:

@@ -142,10 +142,10 @@ def policy_init(voice: Voice, dataset: Path, out: Path, order_value: float | Non
 def policy_check(ctx: click.Context, voice: Voice, file: Path, dataset: Path | None, as_json: bool) -> None:
     """Say everything that is wrong with a policy. Status 1 if the dataset has something it does not know."""
     from serving.policy import Policy
-    from training.policy import lacking, unsaid
+    from training.policy import lacking, never_offered, unsaid
 
     found = Policy.load(file)
-    warnings = unsaid(found)
+    warnings = [*unsaid(found), *never_offered(found)]
     open_ends = [] if dataset is None else lacking(found, opened(dataset, voice))
     voice.close()
     if as_json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -83,6 +84,17 @@ def unsaid(policy: Policy) -> list[str]:
         'actions = ["notify_customer"], or actions = [] for nothing'
         for target, protocol in policy.exceptions.items()
         if drawn and protocol.actions is None
+    ]
+
+
+def never_offered(policy: Policy) -> list[str]:
+    """Actions that no parcel can ever be advised, in words: no two carriers have a service of the same name."""
+    carrier, services = policy.actions.get("carrier"), Counter(service for _, service in policy.carriers)
+    if carrier is None or carrier.change_service or len(services) < 2 or max(services.values()) > 1:
+        return []
+    return [
+        "actions.carrier: is never offered, as no two carriers have a service of the same name: say change_service = "
+        "true to have other services offered too"
     ]
 
 
