@@ -5,7 +5,7 @@ from string import ascii_letters
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.definitions import FEATURES
@@ -87,6 +87,7 @@ def answers(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@settings(deadline=None)
 @given(answers(), st.booleans())
 def test_a_verdict_fits_a_glance_whatever_the_answer_says(answer: dict[str, Any], visible: bool) -> None:
     said = verdict(answer, TEXTS, shown=visible)
@@ -148,6 +149,13 @@ def test_every_verdict_of_the_catalogue_has_at_most_twelve_words() -> None:
             assert len(filled.split()) <= WORDS
 
 
+_LETTERS = str.maketrans({c: chr(0x400 + ord(c)) for c in ascii_letters})
+FOREIGN = Texts({k: re.sub(r"\{\w+\}|\w", lambda m: m[0].translate(_LETTERS) if len(m[0]) == 1 else m[0], v)
+                 if not k.startswith("format.") else v for k, v in TEXTS.all.items()})  # fmt: skip
+"""Every text in letters that are none of English."""
+
+
+@settings(deadline=None)
 @given(st.sampled_from(list(FEATURES.values())), st.floats(0, 30), st.floats(0, 30) | st.none())
 def test_a_reason_says_in_the_catalogues_words_what_the_answer_says(
     feature: Feature, value: float, usual: float | None
@@ -165,10 +173,7 @@ def test_a_reason_says_in_the_catalogues_words_what_the_answer_says(
     short = text if len(text) <= CHARACTERS else feature.say(value)
     if len(short) <= CHARACTERS:
         assert said == short.replace("-", "−") if "e-" in short else said == short
-    letters = str.maketrans({c: chr(0x400 + ord(c)) for c in ascii_letters})
-    foreign = Texts({k: re.sub(r"\{\w+\}|\w", lambda m: m[0].translate(letters) if len(m[0]) == 1 else m[0], v)
-                     if not k.startswith("format.") else v for k, v in TEXTS.all.items()})  # fmt: skip
-    told = verdict(answer, foreign)
+    told = verdict(answer, FOREIGN)
     for words in (told.verdict, told.action, *told.reasons):
         assert not re.search("[A-Za-z]", re.sub(r"\d+e[−+]\d+|\b[A-F]\b", "", words)), words
 
