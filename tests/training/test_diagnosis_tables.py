@@ -106,6 +106,10 @@ def test_what_nobody_recorded_is_not_said_not_to_have_happened(small: Dataset):
     assert said["late"]["why"] == "no order has a promised_to: without a promise nothing is late"
     assert said["products"]["why"].endswith("returns states a reason: nothing tells which are for what the page says")
     assert said["unknown"] == ["promise"]
+    carriers = said["tables"]["carriers"]["why"]
+    assert "; damaged: no event" in carriers and carriers.startswith("late: no order has")
+    nobody = diagnose(whole(small, parcels=small.tables["parcels"].drop(columns=["carrier", "service"])))
+    assert nobody.document["tables"]["corridors"] == {"rows": 0, "why": "no parcel says which carrier took it"}
     unreturned = diagnose(whole(small, returns=None))
     assert unreturned.document["tables"]["lines"] == {"rows": 0, "why": "the dataset has no table returns"}
 

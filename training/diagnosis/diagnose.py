@@ -226,7 +226,9 @@ def _corridors(
         own, words, at = cases(target, parcels, failed[target], matrices)
         failures = int(own.label.sum())
         said: dict[str, Any] = {"parcels": len(own), "failures": failures, "why": ""}
-        if untold[target]:
+        if not (parcels.places["carrier"] != "").any():
+            said["why"] = "no parcel says which carrier took it"
+        elif untold[target]:
             said["why"] = untold[target]
         elif not len(own):
             said["why"] = "no parcel with a carrier can be judged"
