@@ -438,15 +438,15 @@ def shop() -> dict[str, Rows]:
                 "target": "late",
                 "source": source,
                 "share": share,
-                "low": max(0.0, share - 0.08),
-                "high": share + 0.08,
+                "low": max(0.0, share - 0.08) if share else None,
+                "high": share + 0.08 if share else None,
                 "failures": share * len(late),
             }
             for source, share in (
                 ("upstream", 0.3),
                 ("carrier", 0.34),
-                ("listing", 0.02),
-                ("customer", 0.04),
+                ("listing", 0.0),
+                ("customer", 0.06),
                 ("cannot tell", 0.3),
             )
         ],

@@ -176,6 +176,7 @@ def test_the_overview_counts_comparisons_by_outcome_and_names_the_parts_of_a_bar
     assert f"{len({(c['carrier'], c['service'], c['region']) for c in SHOP['corridors']})} corridors" in (
         carriers.inner_text()
     )
+    assert page.get_by_role("region", name="Where it broke").get_by_text("nothing to tell it by").count() == 1
     parts = late.locator(".legend li").all_inner_texts()
     assert [p.rsplit(" ", 1)[0] for p in parts] == ["Ours", "The carrier's", "Cannot tell"]
     assert sum(int(p.rsplit(" ", 1)[1]) for p in parts) == int(late.locator("a.n").first.inner_text())

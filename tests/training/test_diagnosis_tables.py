@@ -244,7 +244,10 @@ def test_shares_of_failures_add_up_and_lay_them_where_they_come_from():
     for part, total in zip(parts, (100, fails.sum(), 3), strict=True):
         assert tuple(part["source"]) == SOURCES
         assert part["share"].sum() == pytest.approx(1) and part["failures"].sum() == pytest.approx(total)
-        assert ((part["low"] <= part["share"]) & (part["share"] <= part["high"])).all()
+        told = part[(part["source"] != "listing") | (part["target"] != "undelivered")]
+        assert ((told["low"] <= told["share"]) & (told["share"] <= told["high"])).all()
+    unread = parts[1].set_index("source").loc["listing"]
+    assert unread["share"] == 0 and np.isnan(unread["low"]) and np.isnan(unread["high"]), "no feature tells of goods"
     late, undelivered, returned = (p.set_index("source")["share"] for p in parts)
     assert late[["upstream", "carrier", "cannot tell"]].tolist() == [0.3, 0.6, 0.1]
     assert undelivered["upstream"] > 0.3 and undelivered["customer"] < 0.1

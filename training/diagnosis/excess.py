@@ -126,7 +126,10 @@ def by_model(
     # Where causes meet, each would have been enough: shares are of what is there to share.
     shares /= np.maximum(told, 1.0)[:, None]
     shares[:, -1] = 1 - shares[:, :-1].sum(axis=1)
-    return _rows(target, shares.mean(axis=0), shares, total, confidence)
+    out = _rows(target, shares.mean(axis=0), shares, total, confidence)
+    # Zeros in every draw are no estimate of none: nothing was there to learn the source's share from.
+    out.loc[~shares.any(axis=0), ["low", "high"]] = np.nan
+    return out
 
 
 def _rows(target: str, share: Array, draws: Array, total: float, confidence: float) -> pd.DataFrame:
