@@ -64,6 +64,12 @@ def same(dataset: Dataset, **columns: str) -> Dataset:
     return whole(dataset, parcels=parcels)
 
 
+def bare(dataset: Dataset) -> Dataset:
+    """Who carries, and what was promised: nothing of packing, and nothing of what came of it."""
+    parcels = dataset.tables["parcels"][["parcel_id", "order_id", "carrier", "service"]]
+    return whole(dataset, parcels=parcels, events=None, returns=None)
+
+
 LITTLE = {
     "as it is": lambda d: d,
     "no returns": lambda d: whole(d, returns=None),
@@ -72,6 +78,7 @@ LITTLE = {
     "no listings": lambda d: whole(d, listings=None),
     "one carrier": lambda d: same(d, carrier="alba", node="hamburg"),
     "three parcels": lambda d: only(d, 3),
+    "nothing of packing, no events": bare,
 }
 
 
@@ -86,6 +93,9 @@ def test_a_shop_with_little_gets_every_table_or_a_word_why_not(small: Dataset, n
         written = list(rows(table, found.tables[table])) if table in found.tables else []
         assert said["rows"] == len(written)
         assert bool(said["why"]) == (not written), table
+    if name.endswith("no events"):  # nobody saw one delivered: that is not to be late
+        assert found.document["late"]["parcels"] == 0 and "delivered" in found.document["late"]["why"]
+        assert found.document["tables"]["excess"]["rows"] == 0
     assert not found.tables.get("corridors", pd.DataFrame({"verdict": []}))["verdict"].eq("worse").any() or name in (
         "as it is",
         "no returns",

@@ -58,7 +58,7 @@ class Corridors:
             that cannot be said).
         carriers: a row per carrier and service, likewise, of all its corridors; its ratio is of those that can be told.
         expected: (n,) the chance that others would have had with each parcel, NaN where nobody can say.
-        share: (draws,) share of all failures that corridors have beyond what others would have had.
+        share: (draws,) share of all failures that corridors have beyond what others would have had; NaN if nobody says.
     """
 
     table: pd.DataFrame
@@ -174,7 +174,7 @@ def corridors(
     carriers.insert(0, "target", found.target)
     into = by.ngroup().to_numpy()
     carriers["expected"] = np.bincount(into[told], out["expected"].to_numpy(float)[told], len(carriers))
-    share = np.zeros(1)
+    share = np.full(1, np.nan)
     for name in ESTIMATED:
         out[name] = carriers[name] = np.nan
     if len(told):

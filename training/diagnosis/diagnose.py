@@ -133,6 +133,7 @@ def diagnose(
     }
     rng = np.random.default_rng(seed)
     late = legs(facts, units["late"], end, start)
+    late = late.iloc[:0] if untold["late"] else late
     document["corridors"], expected, shares = _corridors(
         parcels, failed, untold, late, matrices, standards or {}, seed, progress, made, why
     )
@@ -190,7 +191,8 @@ def diagnose(
     why["excess"] = "nothing has failed that can be judged"
     made["spikes"] = _spikes(parcels, failed, expected, measured, made["readiness_weeks"], lines, settings.timezone)
     why["spikes"] = "nothing departed from its forecast, or nothing has a past of four weeks"
-    made["reality"], why["reality"] = reality(bundle, units, matrices, settings.timezone, end, start, CONFIDENCE)
+    known = {target: own for target, own in units.items() if not untold[target]}
+    made["reality"], why["reality"] = reality(bundle, known, matrices, settings.timezone, end, start, CONFIDENCE)
     document["tables"] = {
         name: {
             "rows": len(made.get(name, ())),
@@ -218,7 +220,7 @@ def _corridors(
     found: list[Corridors] = []
     document: dict[str, Any] = {}
     expected = {target: np.full(len(parcels), np.nan) for target in TARGETS}
-    shares = {target: np.zeros(1) for target in TARGETS}
+    shares = {target: np.full(1, np.nan) for target in TARGETS}
     for target in TARGETS:
         if not len(parcels):
             document[target] = {"parcels": 0, "failures": 0, "why": untold[target] or "there is no parcel"}

@@ -87,7 +87,8 @@ def by_model(
         target: one of `TOLD`.
         failed: (n,) 0 or 1.
         values: (n,) of each feature that is there.
-        corridor_share: (draws,) share of failures that corridors have beyond the expected.
+        corridor_share: (draws,) share of failures that corridors have beyond the expected; NaN where none could be
+            compared.
         rng: random numbers.
         confidence: of the intervals.
     """
@@ -100,7 +101,10 @@ def by_model(
     if len(at) > ROWS:
         at = np.sort(rng.choice(at, ROWS, replace=False))
     shares = np.zeros((DRAWS, len(SOURCES)))
-    shares[:, SOURCES.index("carrier")] = np.clip(rng.choice(corridor_share, DRAWS), 0.0, 1.0)
+    compared = not np.isnan(corridor_share).any()
+    if compared:
+        shares[:, SOURCES.index("carrier")] = np.clip(rng.choice(corridor_share, DRAWS), 0.0, 1.0)
+    learned = {"cannot tell"} | ({"carrier"} if compared else set())
     if names:
         x = np.column_stack([np.ones(len(at)), *(_filled(values[f][at]) for f in names)])
         scale = np.r_[1.0, x[:, 1:].std(axis=0) + 1e-12]
@@ -117,7 +121,9 @@ def by_model(
             drawn[:, 1:] = np.where(drawn[:, 1:] * signs < 0, drawn[:, 1:], 0.0)
             some = rng.choice(len(x), min(len(x), 4_000), replace=False)
             base = _expit(x[some] @ drawn.T).sum(axis=0)
-            for source in {BETTER[f][0] for f in names}:
+            sources = {BETTER[f][0] for f in names}
+            learned |= sources
+            for source in sources:
                 mine = np.array([BETTER[f][0] == source for f in names])
                 now = x[some].copy()
                 now[:, 1:][:, mine] = better[some][:, mine]
@@ -127,8 +133,7 @@ def by_model(
     shares /= np.maximum(told, 1.0)[:, None]
     shares[:, -1] = 1 - shares[:, :-1].sum(axis=1)
     out = _rows(target, shares.mean(axis=0), shares, total, confidence)
-    # Zeros in every draw are no estimate of none: nothing was there to learn the source's share from.
-    out.loc[~shares.any(axis=0), ["low", "high"]] = np.nan
+    out.loc[~out["source"].isin(learned), ["low", "high"]] = np.nan  # no estimate of none
     return out
 
 

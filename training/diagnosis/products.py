@@ -202,12 +202,15 @@ def products(
         folds = _folds(category, brand, code, skus.to_numpy(object))
         peers = _peers(matrix, reason, len(reasons), home, family, code, folds, seed, rng)
     if peers is None:
-        back = int(lines["returned"].sum())
-        why = (
-            f"{own.sum():,} of {back:,} returns are for the listings' own reasons: {LEAST} are needed to compare"
-            if lines["reason"].notna().any() or not back
-            else f"none of {back:,} returns states a reason: nothing tells which are for what the page says"
-        )
+        back, kept = int(lines["returned"].sum()), int((~own).sum())
+        if own.sum() < LEAST and (lines["reason"].notna().any() or not back):
+            why = f"{own.sum():,} of {back:,} returns are for the listings' own reasons: {LEAST} are needed to compare"
+        elif own.sum() < LEAST:
+            why = f"none of {back:,} returns states a reason: nothing tells which are for what the page says"
+        elif kept < LEAST:
+            why = f"{kept:,} lines did not come back for the listings' own reasons: {LEAST} are needed to compare"
+        else:
+            why = "what comes back for the listings' own reasons is of too few brands to compare them"
         return out.assign(verdict="cannot tell", named=False, why_not=why), np.full(len(lines), np.nan)
     chance, by_reason, levels = peers
     out["expected"] = by_reason[1].sum(axis=1)
