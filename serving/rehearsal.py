@@ -40,10 +40,13 @@ def parcel_for(policy: Policy | None) -> dict[str, Any]:
 
 
 def _replaceable(policy: Policy) -> Iterator[tuple[Tariff, str | None, str | None]]:
-    """Services of carriers with a country and region that another carrier of the same service serves as well."""
+    """Services of carriers with a country and region that another one serves as well, which the policy may offer."""
     tariffs = policy.carriers.values()
+    action = policy.actions.get("carrier")
+    free = action is not None and action.change_service
     for tariff in tariffs:
         for place in sorted(tariff.destinations):
             country, _, region = (None if place == ANY else place or None for place in place.partition("/"))
-            if any(t.service == tariff.service and t is not tariff and t.serves(country, region) for t in tariffs):
+            others = (t for t in tariffs if t is not tariff and (free or t.service == tariff.service))
+            if any(t.serves(country, region) for t in others):
                 yield tariff, country, region

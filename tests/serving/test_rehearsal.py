@@ -40,6 +40,23 @@ def test_a_country_and_a_region_are_found_that_two_carriers_serve(shop: Shop) ->
     assert anywhere["parcel"]["service"] is None and anywhere["order"]["destination_country"] is None
 
 
+@pytest.mark.parametrize("free", [True, False])
+def test_where_services_may_change_a_carrier_of_another_service_is_weighed(shop: Shop, free: bool) -> None:
+    def change(document: dict[str, Any]) -> None:
+        tariff = {"base_price": 1.0, "price_per_kg": 1.0, "dimensional_divisor": 5000}
+        document["carriers"] = {
+            "alba": {"economy": tariff | {"destinations": ["CH"]}},
+            "borea": {"standard": tariff | {"destinations": ["AT"]}},
+            "corvus": {"express": tariff | {"destinations": ["AT", "FR"]}},
+        }
+        document["actions"]["carrier"]["change_service"] = free
+
+    policy = shop.policy(change)
+    [body], _ = decide(shop.bundle, shop.snapshot, policy, [parcel_for(policy)])
+    weighed = {option["action"] for option in body["actions"] if option["action"].startswith("carrier:")}
+    assert weighed == ({"carrier:corvus/express"} if free else set())
+
+
 def change_to_anywhere(document: dict[str, Any]) -> dict[str, Any]:
     document["carriers"].clear()
     tariff = {"base_price": 1.0, "price_per_kg": 1.0, "dimensional_divisor": 5000, "destinations": ["*"]}
