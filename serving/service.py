@@ -170,13 +170,13 @@ class Live:
     def _load_bundle(self, directory: Path) -> Bundle:
         """A bundle that has answered once: one that cannot is refused here, and no request pays for a first time."""
         bundle = Bundle.load(directory)
-        rehearse(bundle, self.snapshot.value, self.policy.value)
+        self._rehearse(bundle, self.snapshot.value)
         return bundle
 
     def _load_snapshot(self, directory: Path) -> Snapshot:
         """A snapshot that was answered from once, likewise."""
         snapshot = Snapshot.load(directory)
-        rehearse(self.bundle.value, snapshot, self.policy.value)
+        self._rehearse(self.bundle.value, snapshot)
         return snapshot
 
     def _load_policy(self, file: Path) -> Policy:
@@ -184,6 +184,17 @@ class Live:
         policy = Policy.load(file)
         rehearse(self.bundle.value, self.snapshot.value, policy)
         return policy
+
+    def _rehearse(self, bundle: Bundle | None, snapshot: Snapshot | None) -> None:
+        """With the policy in use. What answers without it is not refused for its fault: see `_decide`."""
+        policy = self.policy.value
+        try:
+            rehearse(bundle, snapshot, policy)
+        except Exception:
+            if policy is None:
+                raise
+            rehearse(bundle, snapshot, None)
+            logger.exception("the policy in use fails with what is taken up now: answers may have no advice")
 
     def _swap(self) -> None:
         bundle, snapshot = self.bundle.value, self.snapshot.value

@@ -23,11 +23,13 @@ import pytest
 from pydantic import TypeAdapter
 
 from features.contracts import TABLES
+from features.dataset import Dataset
 from features.vocabulary import GENERIC_BASE_RATES, TARGETS, TEAMS
 from serving.bundle import Bundle
 from serving.schemas import EXAMPLE, MAX_PARCELS, Answer, Problem, Rules
 from serving.score import answer
 from serving.store import publish
+from training.policy import draft
 
 JSON = {"content-type": "application/json"}
 SMALL: dict[str, Any] = {
@@ -596,6 +598,45 @@ print(json.dumps([a["degraded"] for a in service._answer(many)[0]]))
         joined, batch = map(json.loads, ran.stdout.splitlines()[-2:])
         assert joined == [["one", False], ["bad", True], ["two", False]]
         assert batch == [False, True]
+
+    def test_no_snapshot_or_bundle_is_refused_for_a_fault_of_the_policy(self, trained: Any, tmp_path: Path) -> None:
+        code = """
+import json, os
+import serving.score as score
+from serving.service import Live
+def fail(*_):
+    raise RuntimeError("cannot")
+def states(*order):
+    live = Live()
+    live.policy.check()
+    weigh, score.weigh = score.weigh, fail
+    for name in order:
+        getattr(live, name).check()
+    os.utime(os.environ["DOORSTEP_POLICY"], (1, 1))
+    live.policy.check()
+    os.utime(os.environ["DOORSTEP_POLICY"])
+    score.weigh = weigh
+    return [w.state for w in (live.bundle, live.snapshot, live.policy)] + [live.policy.value is not None]
+def both():
+    return [states("bundle", "snapshot"), states("snapshot", "bundle")]
+of_policy = both()
+score.Scoring = fail
+print(json.dumps([of_policy, both()]))
+"""
+        policy = tmp_path / "policy.toml"
+        policy.write_text(draft(Dataset.open(trained.dataset)), encoding="utf-8")
+        env = {
+            **os.environ,
+            "DOORSTEP_BUNDLE": str(trained.bundle),
+            "DOORSTEP_SNAPSHOT": str(trained.snapshot),
+            "DOORSTEP_POLICY": str(policy),
+        }
+        ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0, ran.stderr
+        of_policy, of_model = json.loads(ran.stdout.splitlines()[-1])
+        assert of_policy == [["loaded", "loaded", "refused", True]] * 2
+        assert "the policy in use fails with what is taken up now" in ran.stderr
+        assert [states[:2] for states in of_model] == [["loaded", "refused"], ["refused", "loaded"]]
 
 
 def violations(value: Any, schema: dict[str, Any], document: dict[str, Any], at: str = "") -> Iterator[str]:
