@@ -1,7 +1,7 @@
 """Parcels that wait to be packed: announced by the shop's system, found by the code that is scanned.
 
 One SQLite file, shared by the workers of a machine. It holds requests as they were announced, customers' ids included,
-and forgets each after some days: at the next announcement or start, and while parcels are scanned at least every hour.
+and forgets each after some days: at the next announcement or start, and while parcels are scanned about every hour.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DAYS = 14
 FORGET = timedelta(hours=1)
 """How often what waits too long is looked for where nothing is announced."""
 BUSY_SECONDS = 2.0
-"""How long one worker waits for another's writing."""
+"""How long an announcement waits for another worker's writing."""
 
 
 class WaitingError(OSError):
@@ -120,10 +120,24 @@ class Waiting:
         with self._change() as connection:
             row = connection.execute(query, (code, self._oldest(now))).fetchone()
         if now - self._forgotten >= FORGET:
-            self._forgotten = now
-            with suppress(WaitingError), self._change() as connection:  # the next one does it, else
-                self._forget(connection, now)
+            self._forget_unless_busy(now)
         return None if row is None else bytes(row[0])
+
+    def _forget_unless_busy(self, now: datetime) -> None:
+        """Forget what is too old, unless somebody is writing: a scan does not wait for that, the next one forgets."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._connection.execute("PRAGMA busy_timeout = 0")
+            with self._connection as connection:
+                self._forget(connection, now)
+            self._forgotten = now
+        except sqlite3.Error:
+            pass  # what is too old is not found in any case
+        finally:
+            with suppress(sqlite3.Error):
+                self._connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+            self._lock.release()
 
     def _forget(self, connection: sqlite3.Connection, now: datetime) -> None:
         connection.execute("DELETE FROM waiting WHERE announced_at < ?", (self._oldest(now),))

@@ -1,6 +1,7 @@
 import json
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -87,6 +88,35 @@ def test_a_parcel_that_waits_too_long_is_not_found_even_if_nothing_is_announced_
             with closing(sqlite3.connect(Path(folder) / "w.db")) as file:
                 assert file.execute("SELECT count(*) FROM waiting").fetchone() == (int(not gone),)
         waiting.close()
+
+
+def test_a_scan_waits_for_nobody_to_forget_and_the_next_one_forgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.waiting.BUSY_SECONDS", 60.0)
+    now = [NOON]
+    waiting = Waiting(tmp_path / "w.db", days=14, clock=lambda: now[0])
+    waiting.announce([request("P")])
+    other = sqlite3.connect(tmp_path / "w.db", isolation_level=None, check_same_thread=False)
+
+    def kept() -> int:
+        return int(other.execute("SELECT count(*) FROM waiting").fetchone()[0])
+
+    with ThreadPoolExecutor(1) as pool, closing(other), closing(waiting):
+        now[0] += timedelta(days=15)
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            assert pool.submit(waiting.find, "P").result(timeout=20) is None
+        finally:
+            other.execute("ROLLBACK")
+        assert kept() == 1
+        now[0] += timedelta(seconds=1)
+        assert waiting.find("P") is None and kept() == 0
+        other.execute("BEGIN IMMEDIATE")  # an announcement does wait, as before
+        done = threading.Timer(0.2, other.execute, ["ROLLBACK"])
+        done.start()
+        assert waiting.announce([request("Q")]) == 1
+        done.join()
 
 
 def test_several_workers_share_the_file(tmp_path: Path) -> None:
