@@ -135,3 +135,8 @@ GENERIC_BASE_RATES: dict[str, float] = {
 _WHOLE = "BIF CLP DJF GNF HUF IDR IRR ISK JPY KMF KRW LAK MMK PYG RWF TZS UGX UZS VND VUV XAF XOF XPF"
 WHOLE_AMOUNTS = frozenset(_WHOLE.split())
 """Currencies that are written without decimals: they have no smaller unit (ISO 4217), or it buys nothing any more."""
+
+
+def amount_digits(currency: str) -> int:
+    """Digits behind the point with which amounts of a currency are written."""
+    return 0 if currency in WHOLE_AMOUNTS else 2

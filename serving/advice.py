@@ -23,7 +23,7 @@ import numpy as np
 from features.arrays import Array, absent, local
 from features.rows import Rows
 from features.treated import COLUMNS
-from features.vocabulary import TARGETS
+from features.vocabulary import TARGETS, amount_digits
 from serving.actions import ASSUMED, ESTIMATED, MEASURED, TRUST, Options, facts, goods_value, incomplete, mends
 from serving.policy import ANY, Condition, Policy, Rule
 
@@ -566,7 +566,8 @@ class Advisor:
     # Words.
 
     def _money(self, amount: float) -> str:
-        return f"{amount:,.{0 if abs(amount) >= 1000 else 2}f} {self.policy.currency}"
+        currency = self.policy.currency
+        return f"{amount:,.{0 if abs(amount) >= 1000 else amount_digits(currency)}f} {currency}"
 
     def _nets(self, net: float) -> str:
         return f"saves {self._money(net)} net" if net >= 0 else f"costs {self._money(-net)} more than it saves"

@@ -14,12 +14,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from features.vocabulary import amount_digits
 from serving.diagnosis import QueryError
 from serving.guard import Refused, later
 from serving.ledger.base import LedgerError
 from serving.pages.data import refused, unanswerable, written
 from serving.pages.reading import whole_number
 from serving.pages.site import of
+from serving.pages.texts import Texts
 
 SHOWN = 20
 """Parcels on the page, those worth most."""
@@ -130,6 +132,7 @@ def page(request: Request) -> Response:
         most=told[:SHOWN],
         actions=actions,
         worth=worth(told),
+        money=_money(shadow, site.texts),
     )
 
 
@@ -155,7 +158,15 @@ def parcels(request: Request) -> Response:
         offset=offset,
         shown=ROWS,
         worth=worth(found),
+        money=_money(shadow, site.texts),
     )
+
+
+def _money(shadow: Shadow | None, texts: Texts) -> Callable[[float], str]:
+    """How amounts are written, in the shadow's currency."""
+    currency = "" if shadow is None else shadow.currency
+    digits = amount_digits(currency)
+    return lambda amount: texts("figure.money", amount=texts.number(amount, digits), currency=currency)
 
 
 def table(request: Request) -> Response:

@@ -135,6 +135,13 @@ def test_every_number_leads_to_its_parcels_and_the_csv_is_the_table(told: list[t
         assert shown in (f"{len(lines):,}", f"EUR {worth:,.2f}")
 
 
+def test_amounts_without_smaller_coins_have_no_decimals() -> None:
+    shadow = Shadow(date(2026, 3, 1), True, [Withheld("P1", "2026-02-01T00:00:00Z", "add_fill", 300.4)], "IDR", False)
+    for path, times in (("/pack/shadow", 3), ("/pack/shadow/parcels", 2)):
+        text = page(lambda: shadow, path).text
+        assert text.count("IDR 300<") == times and "300." not in text
+
+
 def test_what_no_parcel_can_be_asked_for_is_refused() -> None:
     shadow = Shadow(date(2026, 3, 1), True, [], "EUR", False)
     for query in ("?told=often", "?colour=red"):

@@ -6,6 +6,7 @@ import copy
 import datetime
 import json
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -208,6 +209,18 @@ def test_a_weaker_box_is_not_recommended_on_an_assumption_that_has_no_doubt(shop
     assert weaker(0.98, low=0.01, high=0.99) == 0
     measured = {"source": "experiment", "high": 0.99}
     assert weaker(0.98, low=0.97, **measured) > ASKED / 2 > weaker(0.98, low=0.01, **measured) == 0
+
+
+def test_amounts_are_written_as_their_currency_is(shop: Shop) -> None:
+    """Small ones with its coins, where it has any."""
+    texts = {}
+    for currency in ("EUR", "IDR"):
+        bodies, _ = decide(
+            shop.bundle, shop.snapshot, shop.policy(lambda d, c=currency: d.update(currency=c)), shop.requests[:5]
+        )
+        texts[currency] = json.dumps(without_ids(bodies))
+    assert re.search(r"\d\.\d\d EUR", texts["EUR"])
+    assert re.search(r"\d IDR", texts["IDR"]) and not re.search(r"\d\.\d\d IDR", texts["IDR"])
 
 
 def test_without_a_policy_there_is_no_advice(shop: Shop) -> None:
