@@ -16,8 +16,10 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 FORMAT = 1
 """Of the directory: another one is refused."""
@@ -280,6 +282,27 @@ def ratio_digits(ratio: float) -> int:
     return 0 if round(ratio, 2) >= 10 else 2
 
 
+def ratio_text(ratio: float) -> str:
+    """A ratio as the batch's own sentences say it."""
+    return f"{ratio:.{ratio_digits(ratio)}f}"
+
+
+def shop_day(document: Mapping[str, Any], name: str, *, last: bool = False) -> str | None:
+    """The day of a moment of a summary on its shop's clock, `timezone`; None without a moment.
+
+    Args:
+        document: the summary; without a `timezone` the moment's own day is meant.
+        name: of the moment, ISO text.
+        last: the last day that ended before it.
+    """
+    given = document.get(name)
+    if not given:
+        return None
+    moment = datetime.fromisoformat(str(given)) - timedelta(microseconds=1) * last
+    zone = document.get("timezone")
+    return (moment.astimezone(ZoneInfo(zone)) if zone else moment).date().isoformat()
+
+
 def create(connection: sqlite3.Connection, table: str) -> None:
     """Make an empty table of a diagnosis."""
     columns = ", ".join(f"{_quoted(c)} {KINDS[k]}" for c, k in TABLES[table].columns.items())
@@ -452,12 +475,20 @@ class Diagnosis:
         condition, values = self._condition(known, where)
         return int(self._counted(f"SELECT count(*) FROM {_quoted(table)}{condition}", values)[0][0])
 
-    def sums(self, table: str, columns: Sequence[str], where: Where = ALL, *, by: Sequence[str] = ()) -> list[Row]:
+    def sums(
+        self,
+        table: str,
+        columns: Sequence[str],
+        where: Where = ALL,
+        *,
+        by: Sequence[str] = (),
+        nothing: int | None = 0,
+    ) -> list[Row]:
         """Rows counted, and columns added up, by the values of others.
 
         Returns:
-            A row per combination of values of `by`, in their order: those, `rows`, and each of `columns`, 0 where
-            nothing has a value.
+            A row per combination of values of `by`, in their order: those, `rows`, and each of `columns`, `nothing`
+            where no row has a value.
 
         Raises:
             QueryError: there is no such table or column.
@@ -469,11 +500,15 @@ class Diagnosis:
             return []
         condition, values = self._condition(known, where)
         named = ", ".join(map(_quoted, by))
-        added = [f"coalesce(sum({_quoted(c)}), 0)" for c in columns]
+        added = [f"sum({_quoted(c)})" for c in columns]
         select = ", ".join([*map(_quoted, by), "count(*)", *added])
         group = f" GROUP BY {named} ORDER BY {named}" if by else ""
         query = f"SELECT {select} FROM {_quoted(table)}{condition}{group}"
-        return [dict(zip((*by, "rows", *columns), row, strict=True)) for row in self._counted(query, values)]
+        names, keys = (*by, "rows", *columns), len(by) + 1
+        return [
+            dict(zip(names, (*row[:keys], *(nothing if v is None else v for v in row[keys:])), strict=True))
+            for row in self._counted(query, values)
+        ]
 
     def values(self, table: str, column: str, *, limit: int = 1000) -> list[Value]:
         """The values a column has, in order, without absent ones. Raises QueryError."""

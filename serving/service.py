@@ -41,7 +41,7 @@ from features.matrix import catalogue
 from features.snapshot import Snapshot
 from serving.advice import ASKING, Asking, Capacity, new_id
 from serving.bundle import Bundle
-from serving.diagnosis import SUMMARY
+from serving.diagnosis import SUMMARY, shop_day
 from serving.guard import MAX_BODY, SCOPE_KEY, App, Guard, Refused, later
 from serving.ledger.schemas import DOCS, PATHS
 from serving.ledger.schemas import read as read_report
@@ -486,9 +486,10 @@ def _changes(sku: str) -> list[dict[str, Any]] | None:
 def _status() -> Status:
     """What is loaded, for the pages."""
     loaded = live().loaded
+    known = {} if loaded.snapshot is None else {"as_of": f"{loaded.snapshot.as_of}Z", "timezone": _zone(loaded)}
     return Status(
         bundle=None if loaded.bundle is None else loaded.bundle.name,
-        as_of=None if loaded.snapshot is None else f"{loaded.snapshot.as_of}Z",
+        as_of=shop_day(known, "as_of", last=True),
         policy=None if loaded.policy is None else loaded.policy.digest,
         policy_problem=live().policy.problem,
         ledger=live().recorder is not None,

@@ -9,9 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from serving.diagnosis import PARCEL_TARGETS, Diagnosis, QueryError, Where
+from serving.diagnosis import PARCEL_TARGETS, Diagnosis, QueryError, Where, shop_day
 from serving.pages.meeting import STYLE
-from serving.pages.reading import around, shop_day
+from serving.pages.reading import around
 from serving.pages.site import Site
 from serving.pages.texts import Texts
 from serving.pages.todo import TEAMS, Action, todo
@@ -90,6 +90,7 @@ def brief(
         "actions": actions,
         "counts": ", ".join(counts),
         "judged": None if judged is None else iso_week(judged),
+        "unjudged": _unjudged(diagnosis) if judged is None else "",
         "young": judged is None or judged < monday.isoformat(),
         "came": None if previous is None else came_of(previous, diagnosis, team, texts),
         "changes": diagnosis.rows("changes", sort="-changed_at", limit=ACTIONS) if team == "listing" else [],
@@ -102,6 +103,16 @@ def brief(
         PAGE: site.document("brief.html", **context).encode(),
         TEXT: site.document("brief.md", **context).encode(),
     }
+
+
+def _unjudged(diagnosis: Diagnosis) -> str:
+    """Why no outcome of any parcel can be judged, "" if nothing is said of it.
+
+    Carriers may lack more than outcomes to be compared, such as their names: then the reason is that of late parcels.
+    """
+    late = (diagnosis.document.get("late") or {}).get("why") or ""
+    compared = diagnosis.table("corridors").why
+    return ((compared if late in compared else late) or diagnosis.table("parcels").why).rstrip(".")
 
 
 def first_day(week: str) -> date:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.diagnosis import Diagnosis, QueryError, ReplacedError, Row, ratio_digits
+from serving.diagnosis import Diagnosis, QueryError, ReplacedError, Row, ratio_digits, shop_day
 from serving.pages import charts
 from serving.pages.site import of
 from serving.pages.texts import Texts
@@ -70,9 +68,8 @@ def around(diagnosis: Diagnosis, texts: Texts) -> Context:
         "tone": lambda verdict: TONES.get(verdict, "unsure"),
         "sign": lambda verdict: SIGNS[TONES.get(verdict, "unsure")],
         "money": lambda value: money(value, document, texts),
-        "times": lambda value: (
-            "–" if value is None else texts("figure.times", ratio=texts.number(value, ratio_digits(value)))
-        ),
+        "ratio": lambda value: ratio_of(value, texts),
+        "times": lambda value: "–" if value is None else texts("figure.times", ratio=ratio_of(value, texts)),
         "ratio_bar": lambda row, before="": ratio_bar(row, texts, before),
         "share_bar": lambda row, top: share_bar(row, top, texts),
         "goes_by": goes_by,
@@ -81,16 +78,6 @@ def around(diagnosis: Diagnosis, texts: Texts) -> Context:
         "compared": lambda row: compared(row, texts),
         "sentence": sentence,
     }
-
-
-def shop_day(document: Mapping[str, Any], name: str, *, last: bool = False) -> str | None:
-    """The day of a moment of the summary on the shop's clock, ISO text; `last`: the last day that ended before it."""
-    given = document.get(name)
-    if not given:
-        return None
-    moment = datetime.fromisoformat(str(given)) - timedelta(microseconds=1) * last
-    zone = document.get("timezone")
-    return (moment.astimezone(ZoneInfo(zone)) if zone else moment).date().isoformat()
 
 
 def money(value: float | None, document: Mapping[str, Any], texts: Texts) -> str:
@@ -107,11 +94,16 @@ def ratio_bar(row: Row, texts: Texts, before: str = "") -> Any:
         return charts.ratio(None, None, None, texts("figure.no_ratio"))
     said = texts(
         "figure.ratio",
-        ratio=texts.number(value, ratio_digits(value)),
-        low=texts.number(low, ratio_digits(low)),
-        high=texts.number(high, ratio_digits(high)),
+        ratio=ratio_of(value, texts),
+        low=ratio_of(low, texts),
+        high=ratio_of(high, texts),
     )
     return charts.ratio(value, low, high, said)
+
+
+def ratio_of(value: float | None, texts: Texts) -> str:
+    """A ratio to the expected, or an end of its interval."""
+    return texts.number(value, 0 if value is None else ratio_digits(value))
 
 
 def goes_by(row: Row) -> str:

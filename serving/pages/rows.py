@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -53,9 +52,8 @@ def page(table: str) -> Callable[[Request], Response]:
         added = [
             c for c in known.columns if c.startswith("expected") or c in ("value", "excess", "worth", "backlog_hours")
         ]
-        sums = diagnosis.sums(table, added, question.where)[0] if small and total and added else {}
-        known_where = {c: replace(question.where, known=(*question.where.known, c)) for c, v in sums.items() if not v}
-        empty = {c for c, where in known_where.items() if not diagnosis.total(table, where)}
+        wanted = small and total and added
+        sums = diagnosis.sums(table, added, question.where, nothing=None)[0] if wanted else {}
         columns = _first(known, question) if table in FIRST and not whole else list(known.columns)
         return site.render(
             request,
@@ -68,7 +66,7 @@ def page(table: str) -> Callable[[Request], Response]:
             kept={**question.query, "columns": ["all"]} if whole else question.query,
             rows=found,
             total=total,
-            sums={c: sums[c] for c in added if c in sums and c not in empty},
+            sums={c: sums[c] for c in added if sums.get(c) is not None},
             sortable=small,
             filters=[(name, v) for name, values in question.query.items() if name != "sort" for v in values],
             **around(diagnosis, site.texts),

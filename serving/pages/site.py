@@ -45,7 +45,8 @@ HEADERS: dict[str, str] = {
 class Status:
     """What the service answers with now, in words for people; None: it has none.
 
-    `policy_problem` is why the policy that is published was refused; an older one may still be in use.
+    `as_of` is the last day of which all is known, on the shop's clock. `policy_problem` is why the policy that is
+    published was refused; an older one may still be in use.
     """
 
     bundle: str | None = None

@@ -59,6 +59,10 @@ def test_filter_sort_page_and_sum_are_those_of_plain_python(read, data, limit, o
     by = read.sums("parcels", ["late"], where, by=["node"])
     assert sum(g["rows"] for g in by) == len(kept)
     assert sum(g["late"] for g in by) == sum(r["late"] or 0 for r in kept)
+    [whole] = read.sums("parcels", ["late", "hours_late"], where, nothing=None)
+    for name in ("late", "hours_late"):
+        there = [r[name] for r in kept if r[name] is not None]
+        assert whole[name] == (pytest.approx(sum(there)) if there else None)
 
 
 def test_text_from_an_address_is_read_in_the_type_of_its_column(read):

@@ -25,6 +25,7 @@ from starlette.applications import Starlette
 from features.definitions import FEATURES
 from serving.diagnosis import TABLES, Diagnosis
 from serving.pages import Site, Sources, Status, routes
+from serving.pages.brief import brief
 from serving.pages.data import DATA, written
 from serving.pages.openapi import described
 from serving.pages.reading import share_bar
@@ -422,6 +423,26 @@ class TestBrief:
             said = CliRunner().invoke(main, ["brief", str(now), "--team", "listing", "--week", asked])
             assert said.exit_code == 2 and answer in said.output
 
+    @pytest.mark.parametrize(
+        ("late", "compared", "said"),
+        [
+            (
+                "no promise is kept",
+                "late: no promise is kept; damaged: nobody looks",
+                "late: no promise is kept; damaged",
+            ),
+            ("no promise is kept", "no parcel says which carrier took it", "judged: no promise is kept."),
+        ],
+    )
+    def test_where_no_outcome_is_recorded_it_says_so_and_not_yet(
+        self, tmp_path: Path, late: str, compared: str, said: str
+    ) -> None:
+        none = dict.fromkeys(("late", "failed_attempt", "damaged", "undelivered"))
+        parcels = {"parcels": [{**p, **none} for p in SHOP["parcels"]]}
+        made = Diagnosis.open(diagnoses.write(tmp_path, parcels, {"corridors": compared}, late={"why": late}))
+        for file in brief(made, "carrier", "2026-W36", Site(Sources())).values():
+            assert said in file.decode() and "yet" not in file.decode().split("Worth most")[0]
+
 
 def test_an_address_that_nobody_would_write_is_no_fault_of_ours(shop: Http) -> None:
     sku = SHOP["products"][0]["sku"]
@@ -437,6 +458,27 @@ def test_backlog_is_said_in_hours_and_not_in_percent() -> None:
     hours = str(share_bar(row, 6.0, Texts.load("en")))
     assert "4.5" in hours and "%" not in hours
     assert "450.0 %" in str(share_bar(row | {"measure": "label_poor"}, 6.0, Texts.load("en")))
+
+
+def test_a_service_that_nobody_named_is_not_told_as_several(tmp_path: Path) -> None:
+    parcel, corridor = {**SHOP["parcels"][0], "service": ""}, {**SHOP["corridors"][0], "service": ""}
+    http = client(diagnoses.write(tmp_path, {"parcels": [parcel], "corridors": [corridor]}))
+    for table in ("parcels", "corridors"):
+        page = http.get(f"/rows/{table}").text
+        assert "other services, or none named" in page and "services counted as one" not in page
+    named = client(diagnoses.write(tmp_path / "named", {"parcels": [{**parcel, "service_given": "by bike"}]}))
+    assert "services counted as one" in named.get("/rows/parcels").text
+
+
+def test_columns_without_any_value_are_not_added_up_and_a_sum_of_nought_is(tmp_path: Path) -> None:
+    http = client(diagnoses.write(tmp_path))
+
+    def sums(path: str) -> str:
+        return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", http.get(path).text.split("Added up:")[1].split("</p>")[0]))
+
+    assert " 0.0" in sums("/rows/packaging?verdict=fits")
+    sole = sums("/rows/parcels?service=sole")
+    assert "Hours from order" in sole and "xpected" not in sole
 
 
 def test_what_is_to_be_packed_otherwise_has_its_interval_on_the_scale_of_its_ratio(tmp_path: Path) -> None:
@@ -506,7 +548,7 @@ def test_a_defect_is_not_laid_at_the_page(tmp_path: Path) -> None:
 
 def test_the_figures_shown_are_those_that_the_verdict_goes_by(tmp_path: Path) -> None:
     best = max((p for p in SHOP["products"] if p["named"]), key=lambda p: p["worth"])
-    told = {**best, "sku": "A", "ratio": 1.38, "low": 0.95, "high": 2.1, "observed": 22, "expected": 10.3, "lines": 47}
+    told = {**best, "sku": "A", "ratio": 1.38, "low": 0.95, "high": 12.1, "observed": 22, "expected": 10.3, "lines": 47}
     told |= {"reason": "wrong_size", "reason_observed": 20, "reason_expected": 6.7, "brand": "b", "category": "shoes"}
     told |= {"reason_ratio": 2.01, "reason_low": 1.17, "reason_high": 3.53, "chance_worse": 0.969}
     single = {**told, "sku": "B", "observed": 1, "expected": 0.01, "lines": 1, "reason_low": 0.8, "chance_worse": 0.87}
@@ -518,7 +560,7 @@ def test_the_figures_shown_are_those_that_the_verdict_goes_by(tmp_path: Path) ->
 
     page = read("/listings/product", sku="A")
     assert page.index("2.01×") < page.index("Goes by wrong size:") < page.index("2.01× (1.17 to 3.53)")
-    assert "All counted reasons together:" in page and "1.38× (0.95 to 2.10)" in page
+    assert "All counted reasons together:" in page and "1.38× (0.95 to 12)" in page
     alone = read("/listings/product", sku="B")
     assert "has a probability of 87 %" in alone
     assert "Its brand's other products of this category come back, too: 22 of 47, 10.3 expected." in alone

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from features.files import ArtefactError
-from serving.diagnosis import DATABASE, FORMAT, SUMMARY, TABLES
+from serving.diagnosis import DATABASE, FORMAT, SUMMARY, TABLES, shop_day
 from training.cli import main
 from training.diagnosis.artefact import rows, write
 from training.world import generate
@@ -38,6 +38,7 @@ def diagnosed(world_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_every_table_is_there_and_an_empty_one_says_why(diagnosed: tuple[Path, str]):
     said, tables = json.loads((diagnosed[0] / SUMMARY).read_text()), read(diagnosed[0])
     assert said["format"] == FORMAT and said["simulated"] and "SIMULATED" in diagnosed[1]
+    assert f"what was known on {shop_day(said, 'as_of', last=True)}" in diagnosed[1].splitlines()[0]
     assert list(said["tables"]) == list(TABLES)
     for name, table in tables.items():
         assert list(table.columns) == list(TABLES[name].columns)

@@ -189,6 +189,11 @@ def test_a_policy_without_actions_does_nothing(shop, plain, old, bundle):
     assert begun["net_at_new_prices"]["old"] == 0 < begun["net_at_new_prices"]["new"]
 
 
+def test_days_are_those_of_the_shops_clock(found):
+    zone = {"timezone": "Asia/Jakarta", "from": "2025-10-01T18:00:00Z", "to": "2025-11-14T16:59:00Z"}
+    assert "from 2025-10-02 to 2025-11-14 (" in table(found.document | zone)
+
+
 def test_what_cannot_be_compared_is_refused(shop, plain, old, bundle):
     other = Policy.parse(plain.replace('currency = "EUR"', 'currency = "USD"'))
     with pytest.raises(ValueError, match="in EUR, the other in USD"):

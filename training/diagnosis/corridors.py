@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from features.arrays import DAY, Array
-from serving.diagnosis import ratio_digits
+from serving.diagnosis import ratio_text
 from training.diagnosis.expected import Cases, kept, levels, others
 from training.diagnosis.parcels import Parcels, week_number
 from training.diagnosis.shrink import Doubt, estimate, summary, worst_first
@@ -224,7 +224,7 @@ def _verdict(row: pd.Series[Any]) -> tuple[str, str]:
             )
         return "cannot tell", f"{row['others']} parcels of others there: too few to tell the carrier from the region"
     if row["chance_worse"] >= SURE:
-        ratio = f"{row['ratio']:.{ratio_digits(row['ratio'])}f}"
+        ratio = ratio_text(row["ratio"])
         return "worse", f"{ratio} times what others would have had with the same parcels"
     if row["chance_worse"] <= 1 - SURE:
         return "as expected", "not a quarter more than others would have had"

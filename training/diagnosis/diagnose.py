@@ -13,7 +13,7 @@ from features.arrays import DAY, Array, local
 from features.dataset import Dataset
 from features.snapshot import Facts, on_clock
 from serving.bundle import Bundle
-from serving.diagnosis import FORMAT, TABLES
+from serving.diagnosis import FORMAT, TABLES, ratio_text, shop_day
 from training.check import require
 from training.diagnosis.corridors import Corridors, cases, corridors
 from training.diagnosis.excess import BETTER, TOLD, by_legs, by_model, by_owner
@@ -363,10 +363,17 @@ def _spikes(
     return pd.concat(some, ignore_index=True) if some else pd.DataFrame()
 
 
+def _times(row: pd.Series) -> str:
+    """How many times the expected, with the interval."""
+    return f"{ratio_text(row['ratio'])} times [{ratio_text(row['low'])}, {ratio_text(row['high'])}]"
+
+
 def text(found: Diagnosis, most: int = 5) -> str:
     """The diagnosis for the terminal: the worst corridors and products, and whose late parcels were."""
     d = found.document
-    lines = [f"{d['dataset']}{', SIMULATED' if d['simulated'] else ''}, as of {d['as_of'][:10]}"]
+    lines = [
+        f"{d['dataset']}{', SIMULATED' if d['simulated'] else ''}, what was known on {shop_day(d, 'as_of', last=True)}"
+    ]
     late = d["late"]
     if late["parcels"]:
         share = ", ".join(f"{100 * n / late['parcels']:.0f} % {w}" for w, n in late["whose"].items())
@@ -385,7 +392,7 @@ def text(found: Diagnosis, most: int = 5) -> str:
             date = "" if pd.isna(row["since"]) else f", since {row['since']:%Y-%m-%d}"
             lines.append(
                 f"  {where}: {row['observed']} of {row['parcels']:,}, expected {row['expected']:.1f}, "
-                f"{row['ratio']:.2f} times [{row['low']:.2f}, {row['high']:.2f}]{date}"
+                f"{_times(row)}{date}"
             )
     said = d["products"]
     if said["why"]:
@@ -398,7 +405,6 @@ def text(found: Diagnosis, most: int = 5) -> str:
     for _, row in found.tables["products"].query("named").head(most).iterrows():
         lines.append(
             f"  {row['sku']} ({row['category']}): {row['observed']} of {row['lines']:,}, "
-            f"expected {row['expected']:.1f}, {row['ratio']:.2f} times [{row['low']:.2f}, {row['high']:.2f}], "
-            f"mostly {row['reason']}"
+            f"expected {row['expected']:.1f}, {_times(row)}, mostly {row['reason']}"
         )
     return "\n".join(lines)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from features.arrays import Array, absent
 from features.snapshot import Facts
-from serving.diagnosis import ratio_digits
+from serving.diagnosis import ratio_text
 from training.diagnosis.parcels import Parcels
 from training.diagnosis.shrink import WORSE
 
@@ -136,7 +136,7 @@ def _held(node: str, shift: str, measure: str, cells: pd.DataFrame, z: float) ->
     elsewhere = e.sum() / size
     ratio = rate / elsewhere if elsewhere else np.inf  # of the rates that are shown, as pages say it
     told_why = {
-        "worse": f"{ratio:.{ratio_digits(ratio)}f} times what the same shift elsewhere has"
+        "worse": f"{ratio_text(ratio)} times what the same shift elsewhere has"
         if elsewhere
         else "the same shift elsewhere has none",
         "as expected": "not a quarter more than the same shift elsewhere",

@@ -27,10 +27,11 @@ from features.dataset import Dataset
 from features.matrix import CHUNK, values
 from features.rows import Rows
 from features.snapshot import Facts, moment
-from features.vocabulary import TARGETS, WHOLE_AMOUNTS
+from features.vocabulary import TARGETS, amount_digits
 from serving.actions import Options, weigh
 from serving.advice import withheld
 from serving.bundle import Bundle
+from serving.diagnosis import shop_day
 from serving.policy import Policy
 from training.evaluate.report import columns
 
@@ -350,6 +351,7 @@ def _compared(
         "simulated": dataset.settings.simulated,
         "as_of": f"{as_of}Z",
         "bundle": bundle.name,
+        "timezone": dataset.settings.timezone,
         "from": f"{decided.min()}Z",
         "to": f"{decided.max()}Z",
         "days": len(np.unique(day)),
@@ -430,10 +432,10 @@ def table(document: Mapping[str, Any], most: int = 15) -> str:
     """A replay in a terminal: what changes, what it is worth, and whether the capacity is enough."""
     said = "SIMULATED data" if document["simulated"] else "data"
     c, changed, net = document["currency"], document["changed"], document["net_at_new_prices"]
-    digits = 0 if c in WHOLE_AMOUNTS else 2
+    digits = amount_digits(c)
     out = [
-        f"{document['dataset']}: {said}, {document['parcels']:,} parcels decided from {document['from'][:10]} to "
-        f"{document['to'][:10]} ({document['days']} days), risks by bundle {document['bundle']}",
+        f"{document['dataset']}: {said}, {document['parcels']:,} parcels decided from {shop_day(document, 'from')} to "
+        f"{shop_day(document, 'to')} ({document['days']} days), risks by bundle {document['bundle']}",
         f"{changed['parcels']:,} decisions change ({100 * changed['share']:.1f} %). Expected net at the new prices: "
         f"{net['old']:,.{digits}f} {c} before, {net['new']:,.{digits}f} {c} after "
         f"({net['new'] - net['old']:+,.{digits}f})",
