@@ -80,11 +80,11 @@ def around(diagnosis: Diagnosis, texts: Texts) -> Context:
     }
 
 
-def money(value: float | None, document: Mapping[str, Any], texts: Texts) -> str:
-    """An amount in the shop's currency."""
+def money(value: float | None, document: Mapping[str, Any], texts: Texts, digits: int = 0) -> str:
+    """An amount in the document's currency."""
     if value is None:
         return "–"
-    return texts("figure.money", amount=texts.number(value), currency=document.get("currency") or "").strip()
+    return texts("figure.money", amount=texts.number(value, digits), currency=document.get("currency") or "").strip()
 
 
 def ratio_bar(row: Row, texts: Texts, before: str = "") -> Any:

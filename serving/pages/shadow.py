@@ -19,7 +19,7 @@ from serving.diagnosis import QueryError
 from serving.guard import Refused, later
 from serving.ledger.base import LedgerError
 from serving.pages.data import refused, unanswerable, written
-from serving.pages.reading import whole_number
+from serving.pages.reading import money, whole_number
 from serving.pages.site import of
 from serving.pages.texts import Texts
 
@@ -165,8 +165,7 @@ def parcels(request: Request) -> Response:
 def _money(shadow: Shadow | None, texts: Texts) -> Callable[[float], str]:
     """How amounts are written, in the shadow's currency."""
     currency = "" if shadow is None else shadow.currency
-    digits = amount_digits(currency)
-    return lambda amount: texts("figure.money", amount=texts.number(amount, digits), currency=currency)
+    return lambda amount: money(amount, {"currency": currency}, texts, amount_digits(currency))
 
 
 def table(request: Request) -> Response:

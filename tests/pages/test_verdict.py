@@ -121,25 +121,27 @@ _NAMES = (
 )
 
 
+FILL: dict[str, Any] = {
+    "action": "add_fill", "owner": "packing", "recommended": True, "risks": {"late": (0.3, 0.1)},
+}  # fmt: skip
+
+
+def advised(option: dict[str, Any], *drivers: dict[str, Any]) -> dict[str, Any]:
+    """An answer that advises an action, with what raises the risk of being late."""
+    told = [{**d, "points": 0.1, "lever": True} for d in drivers]
+    return {
+        "advice": {"action": option["action"]}, "violations": [], "actions": [option], "tier": None, "returns": [],
+        "risks": {"late": {"drivers": told}}, "packages": [],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("key", "said"),
     [("swift/express", "swift express"), ("swift/*", "swift"), ("<b>A</b>/eco", "<b>A</b> eco"), ("a/b/*", "a/b")],
 )
 def test_a_carriers_name_is_shown_as_it_is_also_with_a_slash(key: str, said: str) -> None:
     option = {"action": f"carrier:{key}", "owner": "carrier", "recommended": True, "risks": {"late": [0.5, 0.1]}}
-    answer = {
-        "advice": {"action": option["action"]},
-        "degraded": False,
-        "actions": [option],
-        "packages": [],
-        "violations": [],
-        "handoff": None,
-        "exceptions": [],
-        "tier": None,
-        "risks": {"late": {"drivers": []}},
-        "returns": [],
-    }
-    assert verdict(answer, TEXTS).action == TEXTS("station.carrier", to=said)
+    assert verdict(advised(option), TEXTS).action == TEXTS("station.carrier", to=said)
 
 
 def test_every_verdict_of_the_catalogue_has_at_most_twelve_words() -> None:
@@ -163,12 +165,7 @@ def test_a_reason_says_in_the_catalogues_words_what_the_answer_says(
     same = usual is None or feature.words(usual) == feature.words(value)
     text = feature.say(value) if same else f"{feature.say(value)}, usual here is {feature.words(usual)}"
     driver = {"feature": feature.name, "team": feature.team, "value": value, "usual": usual}
-    driver |= {"points": 0.1, "lever": True}
-    option = {"action": "add_fill", "owner": "packing", "recommended": True, "risks": {"late": (0.3, 0.1)}}
-    answer = {
-        "advice": {"action": "add_fill"}, "violations": [], "actions": [option], "tier": None, "returns": [],
-        "risks": {"late": {"drivers": [driver]}}, "packages": [],
-    }  # fmt: skip
+    answer = advised(FILL, driver)
     _, said = verdict(answer, TEXTS).reasons
     short = text if len(text) <= CHARACTERS else feature.say(value)
     if len(short) <= CHARACTERS:
@@ -181,12 +178,7 @@ def test_a_reason_says_in_the_catalogues_words_what_the_answer_says(
 def test_a_column_of_the_shops_own_is_said_by_its_name_and_its_value_in_the_catalogues_language() -> None:
     extra = Extra("parcels", "seal_twisted", "flag", "packing")
     driver = {"feature": "parcels.seal_twisted", "team": "packing", "value": 1.0, "usual": 0.0}
-    driver |= {"points": 0.1, "lever": True}
-    option = {"action": "add_fill", "owner": "packing", "recommended": True, "risks": {"late": (0.3, 0.1)}}
-    answer = {
-        "advice": {"action": "add_fill"}, "violations": [], "actions": [option], "tier": None, "returns": [],
-        "risks": {"late": {"drivers": [driver]}}, "packages": [],
-    }  # fmt: skip
+    answer = advised(FILL, driver)
     german = Texts(
         TEXTS.all | {"value.yes": "ja", "value.no": "nein", "station.driver_usual": "{driver}, sonst {usual}"}
     )
@@ -197,12 +189,7 @@ def test_a_column_of_the_shops_own_is_said_by_its_name_and_its_value_in_the_cata
 def test_a_long_reason_keeps_its_figure() -> None:
     for feature in FEATURES.values():
         driver = {"feature": feature.name, "team": feature.team, "value": 3.0, "usual": 0.02}
-        driver |= {"points": 0.1, "lever": True}
-        option = {"action": "add_fill", "owner": "packing", "recommended": True, "risks": {"late": (0.3, 0.1)}}
-        answer = {
-            "advice": {"action": "add_fill"}, "violations": [], "actions": [option], "tier": None, "returns": [],
-            "risks": {"late": {"drivers": [driver]}}, "packages": [],
-        }  # fmt: skip
+        answer = advised(FILL, driver)
         _, said = verdict(answer, TEXTS).reasons
         assert feature.words(3.0).replace("-", "−") in said and len(said) <= CHARACTERS, said
 
